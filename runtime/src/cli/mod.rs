@@ -1,0 +1,1 @@
+//! Arguments in, messages and progress out; no logic.

@@ -1,0 +1,2 @@
+//! The `diffbulk` program.
+fn main() {}

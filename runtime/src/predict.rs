@@ -1,0 +1,1 @@
+//! The pipeline: read, find tissue, batch, infer, write, on bounded queues.

@@ -1,0 +1,68 @@
+//! Open a slide of any format and read regions of it as RGB.
+//!
+//! Every format is one [`Slide`] implementation; [`open`] looks at the file's content (never only
+//! at its name) and picks one. Coordinates are level-0 pixels, x right, y down, origin top left.
+
+use std::path::Path;
+
+use image::RgbImage;
+use serde::Serialize;
+
+use crate::Result;
+
+/// One resolution of a slide.
+#[derive(Debug, Clone, Serialize)]
+pub struct Level {
+    /// Width in pixels of this level.
+    pub width: u32,
+    /// Height in pixels of this level.
+    pub height: u32,
+    /// Level-0 pixels per pixel of this level (1.0 for level 0).
+    pub downsample: f64,
+    /// Compression of the pixel data, in the format's own word ("JPEG", "LZW", "none", "PNG").
+    pub codec: String,
+    /// Tile or strip size in pixels, or the whole image.
+    pub chunk: (u32, u32),
+}
+
+/// What is known about a slide without decoding its pixels.
+#[derive(Debug, Clone, Serialize)]
+pub struct SlideInfo {
+    /// File format in words ("Aperio SVS", "TIFF", "BigTIFF", "JPEG", "PNG").
+    pub format: String,
+    /// Scanner vendor, where the file tells.
+    pub vendor: Option<String>,
+    /// Micrometres per level-0 pixel, where the file tells.
+    pub um_per_px: Option<f64>,
+    /// Objective magnification, where the file tells.
+    pub objective: Option<f64>,
+    /// Levels from the finest to the coarsest; never empty.
+    pub levels: Vec<Level>,
+    /// Other facts of the file (for example Aperio's description), key and value.
+    pub properties: Vec<(String, String)>,
+}
+
+/// A slide that regions can be read from, from several threads at once.
+pub trait Slide: Send + Sync {
+    /// The file it came from.
+    fn path(&self) -> &Path;
+
+    /// What is known about it.
+    fn info(&self) -> &SlideInfo;
+
+    /// Reads `width` x `height` pixels of `level` whose top-left corner is (`x`, `y`) in that
+    /// level's own pixels. What lies outside the slide is white. Errors name the damaged chunk.
+    fn read_region(
+        &self,
+        level: usize,
+        x: i64,
+        y: i64,
+        width: u32,
+        height: u32,
+    ) -> Result<RgbImage>;
+}
+
+/// Opens the slide at `path`, choosing the reader by the file's content.
+pub fn open(path: &Path) -> Result<Box<dyn Slide>> {
+    Err(crate::Error::slide(path, "no reader for this file"))
+}

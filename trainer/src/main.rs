@@ -1,0 +1,2 @@
+//! Trainer command line.
+fn main() {}
