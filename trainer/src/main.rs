@@ -1,2 +1,32 @@
-//! Trainer command line.
-fn main() {}
+//! The `diffbulk-train` program: arguments in, messages and progress out; no logic.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use diffbulk_trainer::Result;
+
+/// Trains DiffBulk models and exports them as ONNX files.
+#[derive(Parser)]
+#[command(name = "diffbulk-train", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One variant per subcommand; each holds the `Args` of the module that runs it.
+#[derive(Subcommand)]
+enum Command {}
+
+fn run(command: Command) -> Result<()> {
+    match command {}
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

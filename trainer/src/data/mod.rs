@@ -1,0 +1,1 @@
+//! Importers from the layouts that exist into one paired dataset on disk.

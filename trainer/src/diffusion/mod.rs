@@ -1,0 +1,1 @@
+//! Stage 1: magnitude-preserving layers, U-Net, preconditioning and loss, EMA, sampler.

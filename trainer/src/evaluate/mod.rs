@@ -1,0 +1,1 @@
+//! Splits, metrics, baselines, tables and plots.

@@ -1,0 +1,1 @@
+//! Fold what is constant at inference and write ONNX.

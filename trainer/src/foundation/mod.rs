@@ -1,0 +1,1 @@
+//! Frozen image encoders: an ONNX file run once, its features cached.

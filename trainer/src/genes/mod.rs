@@ -1,0 +1,1 @@
+//! The open gene vocabulary and the gene encoder.

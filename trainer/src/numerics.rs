@@ -1,0 +1,1 @@
+//! `verify`: this crate against directories of reference tensors.
