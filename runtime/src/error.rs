@@ -37,6 +37,14 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// An AnnData file cannot be read or written.
+    #[error("h5ad {path}: {problem}")]
+    AnnData {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// An output could not be written.
     #[error("output {path}: {problem}")]
     Output {

@@ -4,6 +4,7 @@
 //! look at, [`model`] describes the ONNX file, [`engine`] runs it, [`predict`] ties them together
 //! on bounded queues and [`output`] writes the rows. [`cli`] only turns arguments into calls.
 
+pub mod anndata;
 pub mod cli;
 pub mod engine;
 mod error;

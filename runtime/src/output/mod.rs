@@ -1,5 +1,7 @@
 //! Outputs: every format is a [`Sink`] of the same [`Row`]s.
 
+pub mod atomic;
+
 use std::path::PathBuf;
 
 use crate::Result;
