@@ -10,6 +10,7 @@ pub mod engine;
 mod error;
 pub mod model;
 pub mod output;
+pub mod picture;
 pub mod predict;
 pub mod slide;
 pub mod tiling;

@@ -1,12 +1,28 @@
 //! Outputs: every format is a [`Sink`] of the same [`Row`]s.
+//!
+//! [`FORMATS`] lists them; [`open`] starts one by name. A sink keeps its files under partial names
+//! (see [`atomic`]) until [`Sink::finish`], and removes them when dropped before that. Memory is
+//! bounded in every sink: `parquet` holds one row group (64 MiB at most), `csv` and `geojson` one
+//! row, `h5ad` the tile table (about 150 bytes a tile) while expression waits on disk, `heatmap`
+//! four bytes a tile for each gene it draws. The run's own report is [`write_run_report`].
 
 pub mod atomic;
+mod columns;
+mod csv;
+mod geojson;
+mod h5ad;
+mod heatmap;
+mod parquet;
+#[cfg(test)]
+mod testing;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::Result;
+use serde::Serialize;
+
 use crate::model::Metadata;
 use crate::slide::SlideInfo;
+use crate::{Error, Result};
 
 /// One predicted tile.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,4 +70,151 @@ pub trait Sink: Send {
 
     /// Completes the output and returns the files made.
     fn finish(self: Box<Self>) -> Result<Vec<PathBuf>>;
+}
+
+/// One output format.
+#[derive(Debug, Clone, Copy)]
+pub struct Format {
+    /// Name a user asks for it by.
+    pub name: &'static str,
+    /// What it is good for, in a few words.
+    pub description: &'static str,
+    open: fn(&Context) -> Result<Box<dyn Sink>>,
+}
+
+/// Every format there is. A new one is a file in this folder and a line here.
+pub const FORMATS: &[Format] = &[
+    Format {
+        name: "parquet",
+        description: "table of tiles for pandas, polars, DuckDB, R arrow",
+        open: parquet::open,
+    },
+    Format { name: "csv", description: "the same table as text", open: csv::open },
+    Format {
+        name: "h5ad",
+        description: "AnnData for scanpy and squidpy, with the slide's overview",
+        open: h5ad::open,
+    },
+    Format {
+        name: "geojson",
+        description: "tiles with measurements for QuPath",
+        open: geojson::open,
+    },
+    Format {
+        name: "heatmap",
+        description: "one PNG a chosen gene over the slide",
+        open: heatmap::open,
+    },
+];
+
+/// Starts the format called `name`. Errors name the formats there are, or the file that cannot be
+/// written.
+pub fn open(name: &str, context: &Context) -> Result<Box<dyn Sink>> {
+    match FORMATS.iter().find(|format| format.name == name) {
+        Some(format) => (format.open)(context),
+        None => {
+            let names: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
+            Err(Error::Request(format!(
+                "there is no output format {name:?}; choose from {}",
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+/// Writes the report of a run (settings, versions, counts, timings) as indented JSON; it appears at
+/// `path` only when whole.
+pub fn write_run_report(path: &Path, report: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(report)
+        .map_err(|e| Error::output(path, format!("the report cannot be written as JSON: {e}")))?;
+    bytes.push(b'\n');
+    atomic::write(path, &bytes)
+}
+
+impl Context {
+    /// The output file `<stem><suffix>` in the output directory.
+    fn file(&self, suffix: &str) -> PathBuf {
+        self.directory.join(format!("{}{suffix}", file_name(&self.stem)))
+    }
+}
+
+/// `name` as it can stand in a file name on any system.
+fn file_name(name: &str) -> String {
+    let clean: String = name
+        .chars()
+        .map(|c| if c.is_control() || "/\\:*?\"<>|".contains(c) { '_' } else { c })
+        .collect();
+    if clean.is_empty() { "_".to_owned() } else { clean }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_opens_and_leaves_nothing_when_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = testing::context(directory.path(), &["ERBB2", "EPCAM"]);
+        for format in FORMATS {
+            let mut sink = open(format.name, &context).unwrap();
+            sink.push(&testing::row(0, 2)).unwrap();
+            drop(sink);
+            let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+            assert!(left.is_empty(), "{}: {left:?}", format.name);
+        }
+    }
+
+    #[test]
+    fn every_format_finishes_without_rows_and_refuses_odd_ones() {
+        for format in FORMATS {
+            let directory = tempfile::tempdir().unwrap();
+            let context = testing::context(directory.path(), &["ERBB2", "EPCAM"]);
+            let mut sink = open(format.name, &context).unwrap();
+            let message = sink.push(&testing::row(0, 3)).unwrap_err().to_string();
+            assert!(message.contains("3 values"), "{message}");
+            let files = sink.finish().unwrap();
+            assert!(!files.is_empty(), "{}", format.name);
+            assert!(files.iter().all(|f| f.is_file()), "{files:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_format_names_the_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = testing::context(directory.path(), &["ERBB2"]);
+        let message = open("xlsx", &context).err().unwrap().to_string();
+        assert!(message.contains("xlsx") && message.contains("geojson"), "{message}");
+    }
+
+    #[test]
+    fn an_unwritable_directory_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let taken = directory.path().join("taken");
+        std::fs::write(&taken, "").unwrap();
+        let context = testing::context(&taken, &["ERBB2"]);
+        for format in FORMATS {
+            let result = open(format.name, &context).and_then(|mut sink| {
+                sink.push(&testing::row(0, 1))?;
+                sink.finish()
+            });
+            let message = result.err().unwrap().to_string();
+            assert!(message.contains("taken"), "{}: {message}", format.name);
+        }
+    }
+
+    #[test]
+    fn the_report_is_json() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.json");
+        write_run_report(&path, &serde_json::json!({"tiles": 3})).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let back: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back["tiles"], 3);
+    }
+
+    #[test]
+    fn names_become_file_names() {
+        assert_eq!(file_name("HLA-A/B"), "HLA-A_B");
+        assert_eq!(file_name(""), "_");
+    }
 }
