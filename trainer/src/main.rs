@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use diffbulk_trainer::Result;
+use diffbulk_trainer::{Result, numerics};
 
 /// Trains DiffBulk models and exports them as ONNX files.
 #[derive(Parser)]
@@ -15,10 +15,15 @@ struct Arguments {
 
 /// One variant per subcommand; each holds the `Args` of the module that runs it.
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Check the numbers of this build against a directory of reference tensors
+    Verify(numerics::Args),
+}
 
 fn run(command: Command) -> Result<()> {
-    match command {}
+    match command {
+        Command::Verify(args) => numerics::run(&args),
+    }
 }
 
 fn main() -> ExitCode {

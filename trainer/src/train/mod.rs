@@ -1,1 +1,5 @@
-//! The two training loops, checkpoints and logging.
+//! Training loops and what they share.
+
+pub mod atomic;
+pub mod device;
+pub mod random;

@@ -1,1 +1,0 @@
-//! `verify`: this crate against directories of reference tensors.
