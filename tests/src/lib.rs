@@ -27,7 +27,11 @@ pub fn program_path(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own path");
     let directory = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
     let path = directory.join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --release --workspace`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --release --workspace`",
+        path.display()
+    );
     path
 }
 
