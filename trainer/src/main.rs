@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use diffbulk_trainer::{Result, numerics};
+use diffbulk_trainer::{Result, data, numerics};
 
 /// Trains DiffBulk models and exports them as ONNX files.
 #[derive(Parser)]
@@ -16,12 +16,14 @@ struct Arguments {
 /// One variant per subcommand; each holds the `Args` of the module that runs it.
 #[derive(Subcommand)]
 enum Command {
+    Prepare(data::prepare::PrepareArgs),
     /// Check the numbers of this build against a directory of reference tensors
     Verify(numerics::Args),
 }
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Prepare(args) => data::prepare::run(&args),
         Command::Verify(args) => numerics::run(&args),
     }
 }

@@ -1,7 +1,30 @@
 //! Expression of a tile as the models see it: a fixed total, then a logarithm.
 
+use serde::{Deserialize, Serialize};
+
 /// Total that the counts of a tile are scaled to before the logarithm.
 pub const TARGET_TOTAL: f64 = 10_000.0;
+
+/// What the numbers of a dataset are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Raw counts of molecules; normalised on reading.
+    #[serde(rename = "counts")]
+    Counts,
+    /// Normalised counts after `ln(1 + x)` already; never normalised again.
+    #[serde(rename = "ln(1+x)")]
+    Log1p,
+}
+
+impl Unit {
+    /// The unit's name in files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counts => "counts",
+            Self::Log1p => "ln(1+x)",
+        }
+    }
+}
 
 /// Scales `counts` to a total of 10,000 and takes `ln(1 + x)`: the expression of a tile. All
 /// zeros stay zeros. The total is over all genes given, so normalise before choosing genes.
