@@ -1,1 +1,7 @@
-//! Splits, metrics, baselines, tables and plots.
+//! Held-out figures: splits, metrics, baselines, and the tables and pictures made of them.
+
+pub mod baselines;
+pub mod metrics;
+pub mod regression;
+pub mod report;
+pub mod splits;

@@ -1,10 +1,11 @@
 //! `verify`: this crate's numbers against a directory of reference tensors.
 //!
 //! A directory holds `config.json`, `weights.safetensors` and the reference inputs, outputs and
-//! gradients. [`edm2`] checks the diffusion model; what a directory is for is decided by the keys
-//! of its configuration.
+//! gradients. [`edm2`] checks the diffusion model, [`fusion`] the head; what a directory is for is
+//! decided by the keys of its configuration.
 
 pub mod edm2;
+pub mod fusion;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -68,10 +69,13 @@ pub fn verify(directory: &Path, features: Features, device: DeviceName) -> Resul
     let device = device.open()?;
     if config.get("model_channels").is_some() {
         edm2::verify(directory, features, &device)
+    } else if config.get("fusion").is_some() {
+        fusion::verify(directory, &device)
     } else {
         Err(Error::model(
             &path,
-            "describes no model this program can check; a U-Net has 'model_channels'",
+            "describes no model this program can check; a U-Net has 'model_channels', a head \
+             'fusion'",
         ))
     }
 }
