@@ -3,3 +3,5 @@
 pub mod atomic;
 pub mod device;
 pub mod random;
+pub mod step;
+pub mod tiles;

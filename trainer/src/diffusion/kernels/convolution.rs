@@ -11,9 +11,9 @@
 //! - Gradient of the weight: a tile of [`OUTPUTS`] channels by [`VECTORS`] (channel, tap) rows
 //!   stays in registers over a run of positions.
 
-use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
 
+use super::simd::{Vector, Work, dispatch};
 use super::{Kernel, Output, View};
 
 /// Output channels of a register tile.
@@ -23,6 +23,9 @@ const VECTORS: usize = 3;
 /// Zeros behind every padded array, so that the last tile may read past its end: at least one
 /// tile of the widest vector.
 const SLACK: usize = 64;
+/// Zeros between padded planes, so that a vector that starts inside a gradient plane meets nothing
+/// of the next: the widest vector.
+const GAP: usize = 16;
 /// Positions whose weight gradient is summed before moving to the next rows; keeps the gradient's
 /// segment in the first-level cache.
 const RUN: usize = 1024;
@@ -53,9 +56,9 @@ impl Geometry {
         self.width + 2 * self.pad()
     }
 
-    /// Values of a padded plane.
+    /// Distance between padded planes.
     fn plane(&self) -> usize {
-        self.stride() * (self.height + 2 * self.pad())
+        self.stride() * (self.height + 2 * self.pad()) + GAP
     }
 
     /// Positions computed, border columns included.
@@ -120,16 +123,6 @@ fn flip(weight: &[f32], outputs: usize, channels: usize, area: usize) -> Vec<f32
     flipped
 }
 
-#[inline(always)]
-fn load<S: Simd>(values: &[f32]) -> S::f32s {
-    bytemuck::pod_read_unaligned(bytemuck::cast_slice(values))
-}
-
-#[inline(always)]
-fn store<S: Simd>(values: &mut [f32], vector: S::f32s) {
-    values.copy_from_slice(bytemuck::cast_slice(std::slice::from_ref(&vector)));
-}
-
 /// The forward kernel over one image.
 struct Forward<'a> {
     padded: &'a [f32],
@@ -141,26 +134,25 @@ struct Forward<'a> {
     positions: usize,
 }
 
-impl WithSimd for Forward<'_> {
+impl Work for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let tile = VECTORS * S::F32_LANES;
+    fn run<const L: usize, const FUSED: bool>(self) {
+        let tile = VECTORS * L;
         let block_len = self.rows.len() * OUTPUTS;
         let mut p = 0;
         while p < self.positions {
             for (block, weights) in self.packed.chunks_exact(block_len).enumerate() {
-                let mut acc = [[simd.splat_f32s(0.0); VECTORS]; OUTPUTS];
+                let mut acc = [[Vector::<L>::splat(0.0); VECTORS]; OUTPUTS];
                 for (row, w) in self.rows.iter().zip(weights.chunks_exact(OUTPUTS)) {
                     let x = &self.padded[row + p..row + p + tile];
-                    let x: [S::f32s; VECTORS] = std::array::from_fn(|v| {
-                        load::<S>(&x[v * S::F32_LANES..(v + 1) * S::F32_LANES])
-                    });
+                    let x: [Vector<L>; VECTORS] =
+                        std::array::from_fn(|v| Vector::load(&x[v * L..(v + 1) * L]));
                     for o in 0..OUTPUTS {
-                        let w = simd.splat_f32s(w[o]);
+                        let w = Vector::splat(w[o]);
                         for v in 0..VECTORS {
-                            acc[o][v] = simd.mul_add_e_f32s(w, x[v], acc[o][v]);
+                            acc[o][v] = acc[o][v].add_product::<FUSED>(w, x[v]);
                         }
                     }
                 }
@@ -168,7 +160,7 @@ impl WithSimd for Forward<'_> {
                     let start = (block * OUTPUTS + o) * self.out_stride + p;
                     let out = &mut self.out[start..start + tile];
                     for (v, acc) in acc.iter().enumerate() {
-                        store::<S>(&mut out[v * S::F32_LANES..(v + 1) * S::F32_LANES], *acc);
+                        acc.store(&mut out[v * L..(v + 1) * L]);
                     }
                 }
             }
@@ -189,22 +181,22 @@ struct WeightGradient<'a> {
     positions: usize,
 }
 
-impl WithSimd for WeightGradient<'_> {
+impl Work for WeightGradient<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
+    fn run<const L: usize, const FUSED: bool>(mut self) {
         let mut start = 0;
         while start < self.positions {
             // Whole vectors: the gradient is zero behind the last position.
-            let run = RUN.min((self.positions - start).next_multiple_of(S::F32_LANES));
+            let run = RUN.min((self.positions - start).next_multiple_of(L));
             let mut o = 0;
             while o + OUTPUTS <= self.outputs {
-                self.outputs_tile::<S, OUTPUTS>(simd, o, start, run);
+                self.outputs_tile::<L, FUSED, OUTPUTS>(o, start, run);
                 o += OUTPUTS;
             }
             while o < self.outputs {
-                self.outputs_tile::<S, 1>(simd, o, start, run);
+                self.outputs_tile::<L, FUSED, 1>(o, start, run);
                 o += 1;
             }
             start += run;
@@ -214,28 +206,26 @@ impl WithSimd for WeightGradient<'_> {
 
 impl WeightGradient<'_> {
     #[inline(always)]
-    fn outputs_tile<S: Simd, const O: usize>(
+    fn outputs_tile<const L: usize, const FUSED: bool, const O: usize>(
         &mut self,
-        simd: S,
         first: usize,
         start: usize,
         run: usize,
     ) {
         let mut row = 0;
         while row + VECTORS <= self.rows.len() {
-            self.tile::<S, O, VECTORS>(simd, first, row, start, run);
+            self.tile::<L, FUSED, O, VECTORS>(first, row, start, run);
             row += VECTORS;
         }
         while row < self.rows.len() {
-            self.tile::<S, O, 1>(simd, first, row, start, run);
+            self.tile::<L, FUSED, O, 1>(first, row, start, run);
             row += 1;
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const O: usize, const R: usize>(
+    fn tile<const L: usize, const FUSED: bool, const O: usize, const R: usize>(
         &mut self,
-        simd: S,
         first: usize,
         row: usize,
         start: usize,
@@ -249,22 +239,22 @@ impl WeightGradient<'_> {
             let at = self.rows[row + r] + start;
             &self.padded[at..at + run]
         });
-        let mut acc = [[simd.splat_f32s(0.0); R]; O];
+        let mut acc = [[Vector::<L>::splat(0.0); R]; O];
         let mut p = 0;
         while p < run {
-            let end = p + S::F32_LANES;
-            let x: [S::f32s; R] = std::array::from_fn(|r| load::<S>(&x[r][p..end]));
+            let end = p + L;
+            let x: [Vector<L>; R] = std::array::from_fn(|r| Vector::load(&x[r][p..end]));
             for o in 0..O {
-                let g = load::<S>(&g[o][p..end]);
+                let g = Vector::load(&g[o][p..end]);
                 for r in 0..R {
-                    acc[o][r] = simd.mul_add_e_f32s(g, x[r], acc[o][r]);
+                    acc[o][r] = acc[o][r].add_product::<FUSED>(g, x[r]);
                 }
             }
             p = end;
         }
         for (o, acc) in acc.iter().enumerate() {
             for (r, acc) in acc.iter().enumerate() {
-                self.out[(first + o) * self.rows.len() + row + r] += simd.reduce_sum_f32s(*acc);
+                self.out[(first + o) * self.rows.len() + row + r] += acc.sum();
             }
         }
     }
@@ -291,7 +281,7 @@ fn convolve(
     let out_stride = positions + SLACK;
     let blocks = packed.len() / (rows.len() * OUTPUTS).max(1);
     scratch.resize((blocks * OUTPUTS) * out_stride, 0.0);
-    Arch::new().dispatch(Forward { padded, rows, packed, out: scratch, out_stride, positions });
+    dispatch(Forward { padded, rows, packed, out: scratch, out_stride, positions });
     let (stride, width) = (geometry.stride(), geometry.width);
     for (plane, out) in
         scratch.chunks_exact(out_stride).zip(out.chunks_exact_mut(geometry.height * width))
@@ -364,7 +354,7 @@ impl Kernel<2> for Convolution {
                     if wanted[1] {
                         let image = &x.data[index * images..(index + 1) * images];
                         geometry.pad_image(image, &mut scratch.padded);
-                        Arch::new().dispatch(WeightGradient {
+                        dispatch(WeightGradient {
                             padded: &scratch.padded,
                             rows: &rows,
                             grad: &scratch.grad[origin..],

@@ -13,6 +13,8 @@ mod pointwise;
 #[cfg(feature = "cpu")]
 mod resample;
 #[cfg(feature = "cpu")]
+mod simd;
+#[cfg(feature = "cpu")]
 mod softmax;
 #[cfg(all(test, feature = "cpu"))]
 mod tests;

@@ -1,7 +1,6 @@
 //! Elementwise and per-pixel kernels, each one pass over memory per direction.
 
-use pulp::Arch;
-
+use super::simd::vectorize;
 use super::{Kernel, Output, View};
 use crate::diffusion::ops::{EPSILON, SILU_SCALE};
 
@@ -51,12 +50,12 @@ pub struct Silu;
 
 impl Kernel<1> for Silu {
     fn forward(&self, [x]: [View<'_>; 1]) -> Output {
-        let data = Arch::new().dispatch(|| x.data.iter().map(|v| scaled_silu(*v)).collect());
+        let data = vectorize(|| x.data.iter().map(|v| scaled_silu(*v)).collect());
         Output { shape: x.shape.to_vec(), data }
     }
 
     fn backward(&self, [x]: [View<'_>; 1], grad: View<'_>, _: [bool; 1]) -> [Option<Output>; 1] {
-        let data = Arch::new().dispatch(|| {
+        let data = vectorize(|| {
             x.data.iter().zip(grad.data).map(|(x, g)| g * scaled_silu_slope(*x)).collect()
         });
         [Some(Output { shape: x.shape.to_vec(), data })]
@@ -72,7 +71,7 @@ impl Kernel<2> for SiluModulated {
         let area = x.data.len() / factor.data.len().max(1);
         let mut data = Vec::with_capacity(x.data.len());
         for (plane, &f) in x.data.chunks_exact(area).zip(factor.data) {
-            Arch::new().dispatch(|| data.extend(plane.iter().map(|v| scaled_silu(v * f))));
+            vectorize(|| data.extend(plane.iter().map(|v| scaled_silu(v * f))));
         }
         Output { shape: x.shape.to_vec(), data }
     }
@@ -88,7 +87,7 @@ impl Kernel<2> for SiluModulated {
         let mut df = Vec::with_capacity(factor.data.len());
         let planes = x.data.chunks_exact(area).zip(grad.data.chunks_exact(area));
         for ((plane, g), &f) in planes.zip(factor.data) {
-            let total = Arch::new().dispatch(|| {
+            let total = vectorize(|| {
                 let start = dx.len();
                 // First the slope times the incoming gradient, which both results need.
                 dx.extend(plane.iter().zip(g).map(|(x, g)| g * scaled_silu_slope(x * f)));
@@ -136,7 +135,7 @@ pub struct Sum {
 impl Kernel<2> for Sum {
     fn forward(&self, [x, y]: [View<'_>; 2]) -> Output {
         let (a, b, limit) = (self.a, self.b, self.limit);
-        let data = Arch::new().dispatch(|| {
+        let data = vectorize(|| {
             let pairs = x.data.iter().zip(y.data);
             pairs.map(|(x, y)| (a * x + b * y).clamp(-limit, limit)).collect()
         });
@@ -152,7 +151,7 @@ impl Kernel<2> for Sum {
         let (a, b, limit) = (self.a, self.b, self.limit);
         let side = |wanted: bool, weight: f32| {
             wanted.then(|| {
-                let data = Arch::new().dispatch(|| {
+                let data = vectorize(|| {
                     let all = x.data.iter().zip(y.data).zip(grad.data);
                     all.map(
                         |((x, y), g)| {
@@ -184,7 +183,7 @@ impl Kernel<2> for Cat {
         let mut data = Vec::with_capacity(x.data.len() + y.data.len());
         let (a, b) = (self.a, self.b);
         for (x, y) in x.data.chunks_exact(lx).zip(y.data.chunks_exact(ly)) {
-            Arch::new().dispatch(|| {
+            vectorize(|| {
                 data.extend(x.iter().map(|v| a * v));
                 data.extend(y.iter().map(|v| b * v));
             });
@@ -206,7 +205,7 @@ impl Kernel<2> for Cat {
                 let mut data = Vec::with_capacity(like.data.len());
                 for g in grad.data.chunks_exact(lx + ly) {
                     let g = &g[range.clone()];
-                    Arch::new().dispatch(|| data.extend(g.iter().map(|v| weight * v)));
+                    vectorize(|| data.extend(g.iter().map(|v| weight * v)));
                 }
                 Output { shape: like.shape.to_vec(), data }
             })
@@ -225,7 +224,7 @@ impl Kernel<1> for PixelNorm {
         let mut data = Vec::with_capacity(x.data.len());
         let mut factor = vec![0.0f32; area];
         for image in x.data.chunks_exact((channels * area).max(1)) {
-            Arch::new().dispatch(|| {
+            vectorize(|| {
                 mean_square(image, &mut factor, area, channels);
                 for f in &mut factor {
                     *f = 1.0 / (f.sqrt() + EPSILON as f32);
@@ -246,7 +245,7 @@ impl Kernel<1> for PixelNorm {
         let mut inverse = vec![0.0f32; area];
         let mut shrink = vec![0.0f32; area];
         for (image, g) in x.data.chunks_exact(size).zip(grad.data.chunks_exact(size)) {
-            Arch::new().dispatch(|| {
+            vectorize(|| {
                 mean_square(image, &mut inverse, area, channels);
                 shrink.fill(0.0);
                 for (x, g) in image.chunks_exact(area).zip(g.chunks_exact(area)) {

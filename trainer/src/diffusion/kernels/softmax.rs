@@ -1,8 +1,7 @@
 //! Softmax over the last dimension.
 
-use pulp::Arch;
-
 use super::pointwise::exp;
+use super::simd::vectorize;
 use super::{Kernel, Output, View};
 
 /// Softmax over the last dimension.
@@ -32,7 +31,7 @@ impl Kernel<1> for Softmax {
     fn forward(&self, [x]: [View<'_>; 1]) -> Output {
         let width = x.shape.last().copied().unwrap_or(1).max(1);
         let mut data = Vec::with_capacity(x.data.len());
-        Arch::new().dispatch(|| {
+        vectorize(|| {
             for x in x.data.chunks_exact(width) {
                 row(x, &mut data);
             }
@@ -44,7 +43,7 @@ impl Kernel<1> for Softmax {
         // The result is computed again rather than kept: dx = y (g - g . y).
         let width = x.shape.last().copied().unwrap_or(1).max(1);
         let mut data = Vec::with_capacity(x.data.len());
-        Arch::new().dispatch(|| {
+        vectorize(|| {
             for (x, g) in x.data.chunks_exact(width).zip(grad.data.chunks_exact(width)) {
                 let start = data.len();
                 row(x, &mut data);

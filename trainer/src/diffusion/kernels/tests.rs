@@ -30,13 +30,17 @@ fn compare<const A: usize, const B: usize, const O: usize>(
         (out.inner(), a.grad(&grads), b.grad(&grads))
     };
     let (fast, slow) = (run(&fast), run(&slow));
-    assert!(largest_difference(&fast.0, &slow.0) < 1e-5, "values differ");
+    let difference = largest_difference(&fast.0, &slow.0);
+    assert!(difference < 1e-5, "values of {a:?} and {b:?} differ by {difference}");
     for (name, difference) in [
         ("first", fast.1.zip(slow.1).map(|(a, b)| largest_difference(&a, &b))),
         ("second", fast.2.zip(slow.2).map(|(a, b)| largest_difference(&a, &b))),
     ] {
         if let Some(difference) = difference {
-            assert!(difference < 2e-5, "{name} gradient differs by {difference}");
+            assert!(
+                difference < 2e-5,
+                "{name} gradient of {a:?} and {b:?} differs by {difference}"
+            );
         }
     }
 }
@@ -51,6 +55,9 @@ fn convolutions_agree() {
         (1, 1, 1, 1, 1, 3),
         (2, 3, 6, 40, 30, 5),
         (1, 48, 16, 28, 28, 1),
+        (2, 6, 9, 7, 7, 1),
+        (2, 6, 9, 3, 1, 1),
+        (1, 64, 48, 14, 14, 3),
     ] {
         compare([n, c, h, w], [o, c, k, k], ops::conv, composed::conv);
     }
