@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use diffbulk_trainer::{Result, data, numerics};
+use diffbulk_trainer::{Result, data, numerics, train};
 
 /// Trains DiffBulk models and exports them as ONNX files.
 #[derive(Parser)]
@@ -17,6 +17,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Prepare(data::prepare::PrepareArgs),
+    Pretrain(train::pretrain::PretrainArgs),
     /// Check the numbers of this build against a directory of reference tensors
     Verify(numerics::Args),
 }
@@ -24,6 +25,7 @@ enum Command {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Prepare(args) => data::prepare::run(&args),
+        Command::Pretrain(args) => train::pretrain::run(&args),
         Command::Verify(args) => numerics::run(&args),
     }
 }

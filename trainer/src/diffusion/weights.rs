@@ -1,6 +1,6 @@
 //! Named f32 arrays: what a checkpoint file holds, on the host and without a backend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -49,6 +49,11 @@ impl Weights {
 
     /// Reads every array of a safetensors file; f32, f64, f16, bf16 and u8 become f32.
     pub fn load(path: &Path) -> Result<Self> {
+        Ok(Self::load_with(path)?.0)
+    }
+
+    /// Like [`Weights::load`], with the string metadata of the file's header.
+    pub fn load_with(path: &Path) -> Result<(Self, HashMap<String, String>)> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| {
             Error::model(
@@ -66,7 +71,11 @@ impl Weights {
             })?;
             arrays.insert(name.to_owned(), array);
         }
-        Ok(Self { arrays })
+        let metadata = SafeTensors::read_metadata(&bytes)
+            .ok()
+            .and_then(|(_, header)| header.metadata().clone())
+            .unwrap_or_default();
+        Ok((Self { arrays }, metadata))
     }
 
     /// Writes a safetensors file under its final name only when it is whole.
@@ -75,11 +84,7 @@ impl Weights {
     }
 
     /// Like [`Weights::save`], with string metadata in the file's header.
-    pub fn save_with(
-        &self,
-        path: &Path,
-        metadata: Option<std::collections::HashMap<String, String>>,
-    ) -> Result<()> {
+    pub fn save_with(&self, path: &Path, metadata: Option<HashMap<String, String>>) -> Result<()> {
         let bytes: BTreeMap<&str, Vec<u8>> = self
             .arrays
             .iter()
