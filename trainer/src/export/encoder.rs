@@ -1,0 +1,170 @@
+//! `encoder`: a frozen image encoder as an ONNX file, with what is needed to feed it.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand_distr::{Distribution, Normal};
+use serde::{Deserialize, Serialize};
+use tract_onnx::pb::ModelProto;
+
+use super::efficientnet::{self, Pooled};
+use super::onnx::{self, Dim, Element, Graph, Kernel, Value, Window};
+use super::pytorch;
+use super::weights::Checkpoint;
+use crate::{Error, Result};
+
+/// Key of [`EncoderInfo`] in an encoder's `metadata_props`.
+pub const ENCODER_KEY: &str = "diffbulk.encoder";
+
+/// How an encoder is to be fed, and what it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EncoderInfo {
+    /// Name, for example `EfficientNet-Lite0 (ImageNet)`.
+    pub name: String,
+    /// Licence of its weights.
+    pub license: String,
+    /// Side of the square input in pixels.
+    pub input_px: usize,
+    /// Mean of every colour on the 0 to 1 scale; subtracted.
+    pub mean: [f32; 3],
+    /// Standard deviation of every colour on the 0 to 1 scale; divided by.
+    pub std: [f32; 3],
+    /// What the features are, in order; absent for files of others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+}
+
+impl EncoderInfo {
+    /// What the model's own metadata say; `None` for a file that does not have them.
+    pub fn of(model: &ModelProto, path: &Path) -> Result<Option<Self>> {
+        let Some(text) = onnx::property(model, ENCODER_KEY) else { return Ok(None) };
+        let info: Self = serde_json::from_str(text).map_err(|error| {
+            Error::model(path, format!("its {ENCODER_KEY} metadata cannot be read ({error})"))
+        })?;
+        info.check().map_err(|problem| Error::model(path, problem))?;
+        Ok(Some(info))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let finite = self.mean.iter().chain(&self.std).all(|v| v.is_finite());
+        if finite && self.std.iter().all(|&v| v > 0.0) && self.input_px > 0 {
+            Ok(())
+        } else {
+            Err("its encoder metadata need a positive input_px and std".to_owned())
+        }
+    }
+}
+
+/// The networks this program can write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// EfficientNet-Lite0 from its PyTorch weights.
+    #[value(name = "efficientnet-lite0")]
+    EfficientnetLite0,
+    /// Two small convolutions with random weights, for trying out the pipeline.
+    Tiny,
+}
+
+/// Arguments of `encoder`.
+#[derive(Debug, Clone, Args)]
+pub struct EncoderArguments {
+    /// Network to write.
+    #[arg(long, value_enum, default_value = "efficientnet-lite0")]
+    pub network: Network,
+    /// PyTorch weights (.pth) of the network; the tiny one has none.
+    #[arg(long, required_if_eq("network", "efficientnet-lite0"))]
+    pub weights: Option<PathBuf>,
+    /// ONNX file to write.
+    #[arg(short, long)]
+    pub output: PathBuf,
+    /// What to pool the features from: a list of mean:MAP and std:MAP, MAP being stem, a
+    /// bottleneck's number from 0, or head. What lies behind the last map is left out.
+    #[arg(long, value_delimiter = ',', default_value = "mean:head")]
+    pub features: Vec<Pooled>,
+    /// Side of the input in pixels.
+    #[arg(long, default_value_t = 224, value_parser = clap::value_parser!(u16).range(16..=1024))]
+    pub input_px: u16,
+    /// Mean of red, green, blue that the network expects to be subtracted, on the 0 to 1 scale.
+    #[arg(long, value_delimiter = ',', num_args = 1, default_value = "0.5,0.5,0.5")]
+    pub mean: Vec<f32>,
+    /// Standard deviation of red, green, blue to divide by, on the 0 to 1 scale.
+    #[arg(long, value_delimiter = ',', num_args = 1, default_value = "0.5,0.5,0.5")]
+    pub std: Vec<f32>,
+    /// Seed of the tiny network's weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Runs `encoder`; returns a sentence for the user.
+pub fn run(arguments: &EncoderArguments) -> Result<String> {
+    let side = usize::from(arguments.input_px);
+    let (mean, std) = (colours("--mean", &arguments.mean)?, colours("--std", &arguments.std)?);
+    let mut graph = Graph::new("encoder", onnx::OPSET);
+    let dims = [Dim::Symbol("N"), Dim::Fixed(3), Dim::Fixed(side), Dim::Fixed(side)];
+    let x = graph.input("pixels", Element::F32, &dims);
+    let (features, width, info) = match arguments.network {
+        Network::EfficientnetLite0 => {
+            let path = arguments.weights.as_deref().ok_or_else(|| {
+                Error::Request("efficientnet-lite0 needs --weights FILE.pth".to_owned())
+            })?;
+            let weights = Checkpoint::new(path, pytorch::read(path)?);
+            let (value, width) =
+                efficientnet::features(&mut graph, &x, side, &weights, &arguments.features)?;
+            let info = EncoderInfo {
+                name: "EfficientNet-Lite0 (ImageNet)".to_owned(),
+                license: "Apache-2.0".to_owned(),
+                input_px: side,
+                mean,
+                std,
+                features: arguments.features.iter().map(Pooled::to_string).collect(),
+            };
+            (value, width, info)
+        }
+        Network::Tiny => {
+            let (value, width) = tiny(&mut graph, &x, arguments.seed)?;
+            let info = EncoderInfo {
+                name: format!("tiny random encoder (seed {})", arguments.seed),
+                license: "CC0-1.0".to_owned(),
+                input_px: side,
+                mean,
+                std,
+                features: vec!["mean:head".to_owned()],
+            };
+            (value, width, info)
+        }
+    };
+    info.check().map_err(Error::Request)?;
+    graph.output("features", &features, Element::F32, &[Dim::Symbol("N"), Dim::Fixed(width)]);
+    let text = serde_json::to_string(&info).map_err(|e| Error::Request(e.to_string()))?;
+    let model = graph.finish(vec![(ENCODER_KEY.to_owned(), text)]);
+    onnx::write(&arguments.output, &model)?;
+    Ok(format!("{}: {}, {width} features", arguments.output.display(), info.name))
+}
+
+/// Three values of an option, one a colour.
+pub(super) fn colours(option: &str, values: &[f32]) -> Result<[f32; 3]> {
+    values.try_into().map_err(|_| {
+        Error::Request(format!("{option} takes three numbers, for example {option} 0.5,0.5,0.5"))
+    })
+}
+
+/// Two strided convolutions with ReLU and a mean: 16 features.
+fn tiny(graph: &mut Graph, x: &Value, seed: u64) -> Result<(Value, usize)> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut x = x.clone();
+    let mut input = 3;
+    for (layer, out) in [("conv0", 8), ("conv1", 16)] {
+        let taps = input * 9;
+        let normal = Normal::new(0.0, (2.0 / taps as f32).sqrt())
+            .map_err(|error| Error::Request(error.to_string()))?;
+        let data = (0..out * taps).map(|_| normal.sample(&mut random)).collect();
+        let kernel = Kernel { out, input, side: 3, data };
+        let window = Window { stride: 2, before: 1, after: 1, groups: 1 };
+        x = graph.conv(layer, &x, &kernel, Some(&vec![0.0; out]), window);
+        x = graph.op("Relu", &format!("{layer}.relu"), &[&x], vec![]);
+        input = out;
+    }
+    Ok((graph.spatial_mean("features.mean", &x), input))
+}
