@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use diffbulk_trainer::{Result, data, numerics, train};
+use diffbulk_trainer::{Result, data, export, numerics, train};
 
 /// Trains DiffBulk models and exports them as ONNX files.
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Command {
     Pretrain(train::pretrain::PretrainArgs),
     /// Check the numbers of this build against a directory of reference tensors
     Verify(numerics::Args),
+    /// Write a frozen image encoder as an ONNX file
+    Encoder(export::encoder::EncoderArguments),
 }
 
 fn run(command: Command) -> Result<()> {
@@ -27,7 +29,12 @@ fn run(command: Command) -> Result<()> {
         Command::Prepare(args) => data::prepare::run(&args),
         Command::Pretrain(args) => train::pretrain::run(&args),
         Command::Verify(args) => numerics::run(&args),
+        Command::Encoder(args) => export::encoder::run(&args).map(tell),
     }
+}
+
+fn tell(message: String) {
+    println!("{message}");
 }
 
 fn main() -> ExitCode {

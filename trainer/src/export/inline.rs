@@ -33,9 +33,8 @@ pub fn check(model: &ModelProto, path: &Path) -> Result<()> {
             "defines functions of its own; export it with them inlined (onnx.inliner)",
         ));
     }
-    let external = |tensor: &TensorProto| {
-        tensor.data_location == Some(DataLocation::External as i32)
-    };
+    let external =
+        |tensor: &TensorProto| tensor.data_location == Some(DataLocation::External as i32);
     if graph(model, path)?.initializer.iter().any(external) {
         return Err(Error::model(
             path,

@@ -441,10 +441,8 @@ impl Graph {
             let axes = self.i64s(&format!("{hint}.axes"), axes);
             self.op("ReduceMean", hint, &[x, &axes], vec![("keepdims", Attribute::Int(1))])
         } else {
-            let attributes = vec![
-                ("axes", Attribute::Ints(axes.to_vec())),
-                ("keepdims", Attribute::Int(1)),
-            ];
+            let attributes =
+                vec![("axes", Attribute::Ints(axes.to_vec())), ("keepdims", Attribute::Int(1))];
             self.op("ReduceMean", hint, &[x], attributes)
         }
     }
@@ -541,10 +539,8 @@ pub fn write(path: &Path, model: &ModelProto) -> Result<()> {
 
 /// Replaces the model's `metadata_props`.
 pub fn set_properties(model: &mut ModelProto, properties: Vec<(String, String)>) {
-    model.metadata_props = properties
-        .into_iter()
-        .map(|(key, value)| StringStringEntryProto { key, value })
-        .collect();
+    model.metadata_props =
+        properties.into_iter().map(|(key, value)| StringStringEntryProto { key, value }).collect();
 }
 
 /// The value of `key` in the model's `metadata_props`.

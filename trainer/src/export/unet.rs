@@ -281,13 +281,7 @@ impl Folding<'_> {
     }
 
     /// `factor` times a block's residual branch of `x`, whose scale is 1.
-    fn residual(
-        &self,
-        graph: &mut Graph,
-        block: &Block,
-        x: &Value,
-        factor: f64,
-    ) -> Result<Value> {
+    fn residual(&self, graph: &mut Graph, block: &Block, x: &Value, factor: f64) -> Result<Value> {
         let (name, out) = (&block.name, block.out_channels);
         let modulation = self.modulation(block)?;
         let first = self
@@ -332,14 +326,19 @@ impl Folding<'_> {
         let qkv = graph.reshape("attn_heads", &qkv, &[0, 3 * heads, width, positions]);
         let qkv = pixel_norm(graph, "attn_norm", &qkv, 2, NORM_EPSILON);
         let sizes = graph.i64s("attn_split.sizes", &[heads, heads, heads]);
-        let [q, k, v] =
-            graph.op_many("Split", "attn_split", &[&qkv, &sizes], vec![("axis", Attribute::Int(1))]);
+        let [q, k, v] = graph.op_many(
+            "Split",
+            "attn_split",
+            &[&qkv, &sizes],
+            vec![("axis", Attribute::Int(1))],
+        );
         let q = graph.transpose("attn_q", &q, &[0, 1, 3, 2]);
         let v = graph.transpose("attn_v", &v, &[0, 1, 3, 2]);
         let scores = graph.op("MatMul", "attn_scores", &[&q, &k], vec![]);
         let temperature = graph.scalar("attn_temperature", 1.0 / (width as f64).sqrt());
         let scores = graph.mul("attn_scaled", &scores, &temperature);
-        let share = graph.op("Softmax", "attn_softmax", &[&scores], vec![("axis", Attribute::Int(-1))]);
+        let share =
+            graph.op("Softmax", "attn_softmax", &[&scores], vec![("axis", Attribute::Int(-1))]);
         let y = graph.op("MatMul", "attn_mix", &[&share, &v], vec![]);
         let y = graph.transpose("attn_channels", &y, &[0, 1, 3, 2]);
         let side = x.side as i64;

@@ -316,7 +316,10 @@ impl Machine<'_> {
                 Item::List(items.iter().map(|&h| one(h)).collect::<Result<_, _>>()?)
             }
             Node::Dict(pairs) => Item::Dict(
-                pairs.iter().map(|&(k, v)| Ok((one(k)?, one(v)?))).collect::<Result<_, String>>()?,
+                pairs
+                    .iter()
+                    .map(|&(k, v)| Ok((one(k)?, one(v)?)))
+                    .collect::<Result<_, String>>()?,
             ),
             Node::Call(function, arguments, pairs) => {
                 let (function, arguments) = (one(*function)?, one(*arguments)?);

@@ -232,8 +232,7 @@ fn gather(
     let mut data = Vec::with_capacity(count.min(bytes.len()));
     let mut index = vec![0; shape.len()];
     for _ in 0..count {
-        let at: usize =
-            4 * (offset + index.iter().zip(strides).map(|(i, s)| i * s).sum::<usize>());
+        let at: usize = 4 * (offset + index.iter().zip(strides).map(|(i, s)| i * s).sum::<usize>());
         data.push(f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
         for axis in (0..shape.len()).rev() {
             index[axis] += 1;
