@@ -61,6 +61,19 @@ pub enum Error {
         /// The system's own error.
         source: std::io::Error,
     },
+    /// A run failed after some tiles, whose rows are kept.
+    #[error(
+        "stopped after {rows} tiles, which are kept in {journal}; once the cause is gone, run the \
+         same command again to continue"
+    )]
+    Kept {
+        /// Tiles that are kept.
+        rows: u64,
+        /// The file they are kept in.
+        journal: PathBuf,
+        /// Why it stopped.
+        source: Box<Error>,
+    },
     /// The user asked to stop.
     #[error("stopped on request; run the same command again to resume")]
     Interrupted,

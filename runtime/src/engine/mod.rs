@@ -1,6 +1,15 @@
 //! Run the fused predictor. Every engine is one [`Engine`] implementation, asked for by name.
+//!
+//! [`open`] is the way in; [`ENGINES`] is the one list of what there is. Besides, [`Runner`] runs
+//! any other ONNX file (an image encoder, an export under test) with the same loader.
 
-use crate::Result;
+mod runner;
+mod tract;
+
+pub use runner::{Runner, RunnerSession};
+
+use crate::model::Model;
+use crate::{Error, Result};
 
 /// An engine that has a model loaded. Shared between worker threads; each worker runs its own
 /// [`Session`].
@@ -17,4 +26,106 @@ pub trait Session: Send {
     /// Predicts one tile: `image` is `tile_px` x `tile_px` x 3 RGB bytes (row-major HWC); returns
     /// one value per panel gene.
     fn predict(&mut self, image: &[u8]) -> Result<Vec<f32>>;
+}
+
+/// One entry of the list of engines.
+pub struct Registration {
+    /// Name the user asks for.
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub about: &'static str,
+    /// Loads a model into it.
+    pub open: fn(&Model) -> Result<Box<dyn Engine>>,
+}
+
+/// All engines, the default one first.
+pub const ENGINES: &[Registration] = &[Registration {
+    name: tract::NAME,
+    about: "runs any ONNX graph on the CPU, one tile a core",
+    open: tract::open,
+}];
+
+/// Loads `model` into the engine called `name`.
+///
+/// # Errors
+/// When there is no such engine, or it cannot run this model.
+pub fn open(name: &str, model: &Model) -> Result<Box<dyn Engine>> {
+    match ENGINES.iter().find(|engine| engine.name == name) {
+        Some(engine) => (engine.open)(model),
+        None => {
+            let known: Vec<&str> = ENGINES.iter().map(|engine| engine.name).collect();
+            Err(Error::Request(format!(
+                "there is no engine `{name}`; this build has {}",
+                known.join(", ")
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::{OnnxFile, testing};
+
+    /// Loads a tiny model into every engine, so that a new registration is tested at once.
+    fn engines() -> Vec<Box<dyn Engine>> {
+        let proto = testing::tiny_model(&testing::metadata(4, &["A", "B", "C", "D"]));
+        let file = OnnxFile::from_proto(proto, Path::new("tiny.onnx")).unwrap();
+        let model = Model::from_file(file).unwrap();
+        ENGINES.iter().map(|engine| open(engine.name, &model).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_engine_predicts_the_mean_colour() {
+        let image: Vec<u8> = (0..16).flat_map(|k| [255, 0, k * 17]).collect();
+        for engine in engines() {
+            let mut session = engine.session().unwrap();
+            // Twice: a session has to be reusable.
+            for _ in 0..2 {
+                let values = session.predict(&image).unwrap();
+                let expected = [1.0, 0.0, 1.5, 4.0];
+                assert_eq!(values.len(), 4);
+                for (value, expected) in values.iter().zip(expected) {
+                    assert!((value - expected).abs() < 1e-5, "{}: {values:?}", engine.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_engine_runs_sessions_in_parallel() {
+        for engine in engines() {
+            std::thread::scope(|scope| {
+                for value in [0u8, 100, 200] {
+                    let engine = &engine;
+                    scope.spawn(move || {
+                        let mut session = engine.session().unwrap();
+                        for _ in 0..20 {
+                            let values = session.predict(&[value; 48]).unwrap();
+                            assert!((values[0] - f32::from(value) / 255.0).abs() < 1e-5);
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_tile_of_another_size_is_refused() {
+        for engine in engines() {
+            let error = engine.session().unwrap().predict(&[0; 12]).unwrap_err().to_string();
+            assert!(error.contains("48"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_engine_is_told_the_known_ones() {
+        let proto = testing::tiny_model(&testing::metadata(4, &["A"]));
+        let file = OnnxFile::from_proto(proto, Path::new("tiny.onnx")).unwrap();
+        let model = Model::from_file(file).unwrap();
+        let error = open("abacus", &model).err().unwrap().to_string();
+        assert!(error.contains("`abacus`") && error.contains("tract"), "{error}");
+    }
 }

@@ -1,1 +1,0 @@
-//! The pipeline: read, find tissue, batch, infer, write, on bounded queues.
