@@ -46,6 +46,9 @@ pub struct Context {
     pub stem: String,
     /// Genes that are written, in order.
     pub genes: Vec<String>,
+    /// Genes to draw heat maps of, out of [`Context::genes`]; `None` leaves the choice to the
+    /// heat map's own rule.
+    pub heatmap_genes: Option<Vec<String>>,
     /// Metadata of the model.
     pub model: Metadata,
     /// SHA-256 of the model file, hexadecimal.

@@ -14,6 +14,7 @@ pub(super) fn context(directory: &Path, genes: &[&str]) -> Context {
         directory: directory.to_owned(),
         stem: "slide".into(),
         genes: genes.clone(),
+        heatmap_genes: None,
         model: Metadata {
             schema_version: SCHEMA_VERSION,
             name: "test-model".into(),
