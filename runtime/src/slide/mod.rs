@@ -2,14 +2,29 @@
 //!
 //! Every format is one [`Slide`] implementation; [`open`] looks at the file's content (never only
 //! at its name) and picks one. Coordinates are level-0 pixels, x right, y down, origin top left.
+//! [`overview()`] makes a small picture of the whole, [`identity()`] recognises a file quickly.
+
+mod cache;
+mod canvas;
+mod identity;
+mod jpeg;
+mod limits;
+mod overview;
+mod plain;
+mod sniff;
+mod source;
+mod tiff;
 
 use std::path::Path;
 
 use image::RgbImage;
 use serde::Serialize;
 
-use crate::Result;
+use crate::{Error, Result};
 
+pub use identity::{Identity, identity};
+pub(crate) use overview::{best_level, resample};
+pub use overview::{overview, overview_at};
 /// One resolution of a slide.
 #[derive(Debug, Clone, Serialize)]
 pub struct Level {
@@ -63,6 +78,18 @@ pub trait Slide: Send + Sync {
 }
 
 /// Opens the slide at `path`, choosing the reader by the file's content.
+///
+/// Read are Aperio SVS and tiled or striped TIFF and BigTIFF (JPEG, LZW, Deflate, PackBits or
+/// uncompressed; 8-bit RGB, RGBA or grey), and plain JPEG and PNG. Anything else is refused with
+/// what it seems to be; a damaged file with the place of the damage.
 pub fn open(path: &Path) -> Result<Box<dyn Slide>> {
-    Err(crate::Error::slide(path, "no reader for this file"))
+    match sniff::kind(path)? {
+        sniff::Kind::Tiff => Ok(Box::new(tiff::TiffSlide::open(path)?)),
+        sniff::Kind::Jpeg => Ok(Box::new(plain::PlainSlide::open(path, plain::Kind::Jpeg)?)),
+        sniff::Kind::Png => Ok(Box::new(plain::PlainSlide::open(path, plain::Kind::Png)?)),
+        sniff::Kind::Other(what) => Err(Error::slide(
+            path,
+            format!("this is {what}, not a slide that is read. {}", sniff::READ),
+        )),
+    }
 }

@@ -1,7 +1,16 @@
 //! The tile grid in physical units, and reading one tile at the model's scale.
+//!
+//! A model looks at squares of `tile_px` pixels at its own um/px. On a slide with another scale
+//! the same square has another number of level-0 pixels; [`tile_side`] converts. [`Grid`] lays
+//! such squares over a slide, [`centres`] reads positions from a user's file, [`read_tile`]
+//! brings the pixels to the model's scale.
 
-use crate::Result;
-use crate::slide::Slide;
+pub mod centres;
+mod grid;
+mod read;
+
+pub use grid::{Grid, tile_side};
+pub use read::read_tile;
 
 /// One tile to predict. Positions and sizes are level-0 pixels.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,12 +32,4 @@ impl Tile {
     pub fn centre(&self) -> (f64, f64) {
         (self.x + self.side / 2.0, self.y + self.side / 2.0)
     }
-}
-
-/// Reads the square of `side` level-0 px centred at (`cx`, `cy`) level-0 px, resampled to
-/// `size` x `size` RGB bytes (row-major HWC) with an area-preserving (Lanczos3 or box when
-/// shrinking) filter, from the coarsest level that is still at least as fine as asked.
-pub fn read_tile(slide: &dyn Slide, cx: f64, cy: f64, side: f64, size: u32) -> Result<Vec<u8>> {
-    let _ = (slide, cx, cy, side, size);
-    Err(crate::Error::Request("not available".into()))
 }

@@ -1,0 +1,224 @@
+//! Plain JPEG and PNG images as slides of one resolution.
+//!
+//! Neither format allows reading a part, so the image is decoded whole, once, when the first
+//! pixels are asked for. Coarser levels are averaged from it in memory, each when it is first
+//! used, so that overviews are cheap. Densities these files state are print resolutions, not
+//! scales: um/px is always unknown.
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use image::{DynamicImage, ImageDecoder, RgbImage};
+
+use super::cache::Pixels;
+use super::source::Source;
+use super::{Level, Slide, SlideInfo, canvas, jpeg, limits};
+use crate::{Error, Result};
+
+/// Downsampling of the levels that are made in memory.
+const FACTORS: [u32; 2] = [4, 16];
+
+/// A level is not made below this side.
+const SMALLEST_SIDE: u32 = 64;
+
+/// Which of the two formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Jpeg,
+    Png,
+}
+
+/// An open plain image.
+#[derive(Debug)]
+pub(super) struct PlainSlide {
+    path: PathBuf,
+    kind: Kind,
+    info: SlideInfo,
+    source: Source,
+    /// One per level; a failure is kept, since decoding again would only fail again.
+    levels: Vec<OnceLock<std::result::Result<Arc<Pixels>, String>>>,
+}
+
+impl PlainSlide {
+    /// Opens `path`, whose content has been recognised as `kind`.
+    pub(super) fn open(path: &Path, kind: Kind) -> Result<Self> {
+        let source = Source::open(path).map_err(Error::io(path))?;
+        Self::from_source(path, kind, source).map_err(|problem| Error::slide(path, problem))
+    }
+
+    fn from_source(path: &Path, kind: Kind, source: Source) -> std::result::Result<Self, String> {
+        let (width, height) = size(kind, &source)?;
+        if 3 * u64::from(width) * u64::from(height) > limits::PLAIN_IMAGE_BYTES {
+            return Err(format!(
+                "an image of {width} x {height} px is too large to decode whole; convert it to a \
+                 tiled TIFF, for example: vips tiffsave IMAGE OUT.tif --tile --pyramid \
+                 --compression jpeg --Q 90"
+            ));
+        }
+        let name = match kind {
+            Kind::Jpeg => "JPEG",
+            Kind::Png => "PNG",
+        };
+        let mut levels = vec![Level {
+            width,
+            height,
+            downsample: 1.0,
+            codec: name.into(),
+            chunk: (width, height),
+        }];
+        for factor in FACTORS {
+            let (w, h) = (width.div_ceil(factor), height.div_ceil(factor));
+            if w.min(h) >= SMALLEST_SIDE {
+                levels.push(Level {
+                    width: w,
+                    height: h,
+                    downsample: f64::from(factor),
+                    codec: "averaged in memory".into(),
+                    chunk: (w, h),
+                });
+            }
+        }
+        let cells = levels.iter().map(|_| OnceLock::new()).collect();
+        let info = SlideInfo {
+            format: name.into(),
+            vendor: None,
+            um_per_px: None,
+            objective: None,
+            levels,
+            properties: Vec::new(),
+        };
+        Ok(Self { path: path.to_owned(), kind, info, source, levels: cells })
+    }
+
+    fn pixels(&self, level: usize) -> std::result::Result<Arc<Pixels>, String> {
+        self.levels[level]
+            .get_or_init(|| {
+                if level == 0 {
+                    return self.decode().map(Arc::new);
+                }
+                let factor = self.info.levels[level].downsample as usize;
+                Ok(Arc::new(average(&*self.pixels(0)?, factor)))
+            })
+            .clone()
+    }
+
+    fn decode(&self) -> std::result::Result<Pixels, String> {
+        let data = self.source.read(0, self.source.len())?;
+        match self.kind {
+            Kind::Jpeg => {
+                let limit = (u16::MAX.into(), u16::MAX.into());
+                jpeg::decode(&data, None, jpeg::Declared::Nothing, limit).map_err(|problem| {
+                    format!("the image of {} bytes at offset 0: {problem}", data.len())
+                })
+            }
+            Kind::Png => {
+                let failed = |error| {
+                    format!(
+                        "the image of {} bytes at offset 0: damaged PNG data ({error}); copy or \
+                         download it again",
+                        data.len()
+                    )
+                };
+                let decoder = png(&data).map_err(failed)?;
+                let image = DynamicImage::from_decoder(decoder).map_err(failed)?;
+                let (width, height) = (image.width() as usize, image.height() as usize);
+                Ok(Pixels { width, height, rgb: over_white(image) })
+            }
+        }
+    }
+}
+
+/// Width and height from the headers.
+fn size(kind: Kind, source: &Source) -> std::result::Result<(u32, u32), String> {
+    match kind {
+        Kind::Jpeg => {
+            // Metadata segments before the frame can be long, but not without end.
+            let head = source.read(0, source.len().min(16 << 20))?;
+            let header = jpeg::header(&head)?;
+            Ok((header.width as u32, header.height as u32))
+        }
+        Kind::Png => {
+            let head = source.read(0, source.len().min(64 << 10))?;
+            let decoder = png(&head).map_err(|error| format!("damaged PNG header ({error})"))?;
+            Ok(decoder.dimensions())
+        }
+    }
+}
+
+fn png(data: &[u8]) -> image::ImageResult<image::codecs::png::PngDecoder<Cursor<&[u8]>>> {
+    let mut limits = image::Limits::no_limits();
+    limits.max_alloc = Some(4 * limits::PLAIN_IMAGE_BYTES);
+    image::codecs::png::PngDecoder::with_limits(Cursor::new(data), limits)
+}
+
+/// RGB of an image; transparency shows white, like the background of a slide.
+fn over_white(image: DynamicImage) -> Vec<u8> {
+    if !image.color().has_alpha() {
+        return image.into_rgb8().into_raw();
+    }
+    let rgba = image.into_rgba8();
+    let mut rgb = Vec::with_capacity(rgba.len() / 4 * 3);
+    for pixel in rgba.pixels() {
+        let alpha = u32::from(pixel.0[3]);
+        rgb.extend(
+            pixel.0[..3]
+                .iter()
+                .map(|&value| ((u32::from(value) * alpha + 255 * (255 - alpha) + 127) / 255) as u8),
+        );
+    }
+    rgb
+}
+
+/// Means over blocks of `factor` x `factor` pixels; blocks at the right and bottom edge hold
+/// fewer.
+fn average(pixels: &Pixels, factor: usize) -> Pixels {
+    let (width, height) = (pixels.width.div_ceil(factor), pixels.height.div_ceil(factor));
+    let mut rgb = Vec::with_capacity(3 * width * height);
+    let mut sums = vec![0u32; 3 * width];
+    for rows in pixels.rgb.chunks(3 * pixels.width * factor) {
+        sums.fill(0);
+        let count = rows.len() / (3 * pixels.width);
+        for row in rows.chunks_exact(3 * pixels.width) {
+            for (block, sum) in row.chunks(3 * factor).zip(sums.chunks_exact_mut(3)) {
+                for pixel in block.chunks_exact(3) {
+                    for (sum, &value) in sum.iter_mut().zip(pixel) {
+                        *sum += u32::from(value);
+                    }
+                }
+            }
+        }
+        for (column, sum) in sums.chunks_exact(3).enumerate() {
+            let area = (count * factor.min(pixels.width - column * factor)) as u32;
+            rgb.extend(sum.iter().map(|&sum| ((sum + area / 2) / area) as u8));
+        }
+    }
+    Pixels { width, height, rgb }
+}
+
+impl Slide for PlainSlide {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn info(&self) -> &SlideInfo {
+        &self.info
+    }
+
+    fn read_region(
+        &self,
+        level: usize,
+        x: i64,
+        y: i64,
+        width: u32,
+        height: u32,
+    ) -> Result<RgbImage> {
+        let mut region = canvas::white(&self.path, &self.info, level, width, height)?;
+        let size = (self.info.levels[level].width, self.info.levels[level].height);
+        if let Some(visible) = canvas::visible((x, y, width, height), size) {
+            let pixels = self.pixels(level).map_err(|problem| Error::slide(&self.path, problem))?;
+            canvas::paste(&mut region, (x, y), &visible, &pixels, (0, 0));
+        }
+        Ok(region)
+    }
+}

@@ -1,0 +1,169 @@
+//! TIFF and BigTIFF slides: Aperio SVS and generic tiled or striped pyramids.
+//!
+//! The directories are read once when the file is opened; after that every chunk (tile or strip)
+//! is one positioned read and one decode, from any thread, through a shared cache. [`directory`]
+//! reads the structure, [`pyramid`] picks the levels, [`image`] the layout of one, [`scale`] the
+//! physical scale, [`codec`] the pixels.
+
+mod codec;
+mod directory;
+mod image;
+mod pyramid;
+mod scale;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use ::image::RgbImage;
+
+use self::directory::{Directory, TiffFile, tag};
+use self::image::Image;
+use super::cache::{Cache, Pixels};
+use super::source::Source;
+use super::{Level, Slide, SlideInfo, canvas, limits};
+use crate::{Error, Result};
+
+/// An open TIFF slide.
+#[derive(Debug)]
+pub(super) struct TiffSlide {
+    path: PathBuf,
+    file: TiffFile,
+    info: SlideInfo,
+    images: Vec<Image>,
+    cache: Cache,
+}
+
+impl TiffSlide {
+    /// Opens `path`, whose content has been recognised as TIFF.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let source = Source::open(path).map_err(Error::io(path))?;
+        Self::from_source(path, source).map_err(|problem| Error::slide(path, problem))
+    }
+
+    fn from_source(path: &Path, source: Source) -> std::result::Result<Self, String> {
+        let file = TiffFile::new(source)?;
+        let directories = file.directories()?;
+        let found = pyramid::find(&file, &directories)?;
+        let base = &directories[found[0].0.directory];
+        refuse_other_vendors(&file, base)?;
+        let facts = scale::facts(&file, base)?;
+        let mut properties = facts.properties;
+        let (mut levels, mut images): (Vec<Level>, Vec<Image>) = Default::default();
+        for (candidate, downsample) in &found {
+            let (width, height) = (candidate.width, candidate.height);
+            let image = match Image::new(&file, &directories[candidate.directory]) {
+                Ok(image) => image,
+                // Without the finest level there is no slide; a coarser one can be done without,
+                // unless the file is cut off.
+                Err(problem) if levels.is_empty() || problem.contains("truncated") => {
+                    return Err(format!("level {} ({width} x {height}): {problem}", levels.len()));
+                }
+                Err(problem) => {
+                    properties.push((format!("skipped level {width} x {height}"), problem));
+                    continue;
+                }
+            };
+            levels.push(Level {
+                width,
+                height,
+                downsample: *downsample,
+                codec: image.compression.name().into(),
+                chunk: (image.chunk_width, image.chunk_height),
+            });
+            images.push(image);
+        }
+        let format = match (facts.vendor.as_deref(), file.big) {
+            (Some("Aperio"), _) => "Aperio SVS",
+            (_, true) => "BigTIFF",
+            (_, false) => "TIFF",
+        };
+        let info = SlideInfo {
+            format: format.into(),
+            vendor: facts.vendor,
+            um_per_px: facts.um_per_px,
+            objective: facts.objective,
+            levels,
+            properties,
+        };
+        let cache = Cache::new(limits::CACHE_BYTES);
+        Ok(Self { path: path.to_owned(), file, info, images, cache })
+    }
+
+    /// Decodes one chunk, naming it and its place in the file where that fails.
+    fn decode(&self, level: usize, index: usize) -> std::result::Result<Pixels, String> {
+        let image = &self.images[level];
+        let (offset, count) = (image.offsets[index], image.counts[index]);
+        self.file
+            .source()
+            .read(offset, count)
+            .and_then(|stored| codec::decode(image, index, &stored))
+            .map_err(|problem| {
+                format!(
+                    "{} of level {level} ({count} bytes at offset {offset}): {problem}",
+                    image.chunk_name(index)
+                )
+            })
+    }
+}
+
+/// Formats that dress as TIFF but need a reader of their own: read as plain TIFF their tiles
+/// would be wrong without an error.
+fn refuse_other_vendors(file: &TiffFile, base: &Directory) -> std::result::Result<(), String> {
+    let text = |tag| file.text(base, tag).map(Option::unwrap_or_default);
+    let name = if base.has(tag::NDPI_FORMAT) {
+        "Hamamatsu NDPI"
+    } else if text(tag::IMAGE_DESCRIPTION)?.contains("<scn") {
+        "Leica SCN"
+    } else if text(tag::XMP)?.contains("iScan") {
+        "Ventana BIF"
+    } else {
+        return Ok(());
+    };
+    Err(format!(
+        "{name} slides are not read; convert it to a tiled TIFF, for example: vips tiffsave SLIDE \
+         OUT.tif --tile --pyramid --compression jpeg --Q 90"
+    ))
+}
+
+impl Slide for TiffSlide {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn info(&self) -> &SlideInfo {
+        &self.info
+    }
+
+    fn read_region(
+        &self,
+        level: usize,
+        x: i64,
+        y: i64,
+        width: u32,
+        height: u32,
+    ) -> Result<RgbImage> {
+        let mut region = canvas::white(&self.path, &self.info, level, width, height)?;
+        let image = &self.images[level];
+        let Some(visible) = canvas::visible((x, y, width, height), (image.width, image.height))
+        else {
+            return Ok(region);
+        };
+        let columns = visible.x / image.chunk_width..=(visible.right - 1) / image.chunk_width;
+        for row in visible.y / image.chunk_height..=(visible.bottom - 1) / image.chunk_height {
+            for column in columns.clone() {
+                let index = row as usize * image.across + column as usize;
+                if image.is_blank(index) {
+                    continue;
+                }
+                let pixels = self
+                    .cache
+                    .get((level, index), || self.decode(level, index))
+                    .map_err(|problem| Error::slide(&self.path, problem))?;
+                let origin = image.origin(index);
+                canvas::paste(&mut region, (x, y), &visible, &pixels, origin);
+            }
+        }
+        Ok(region)
+    }
+}

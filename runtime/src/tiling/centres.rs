@@ -1,0 +1,1 @@
+//! Tile centres from a user's file.
