@@ -54,7 +54,10 @@ fn picture_path(context: &Context, gene: usize) -> PathBuf {
 fn choose(context: &Context) -> Vec<usize> {
     let genes = &context.genes;
     if let Some(named) = &context.heatmap_genes {
-        return named.iter().filter_map(|name| genes.iter().position(|gene| gene == name)).collect();
+        return named
+            .iter()
+            .filter_map(|name| genes.iter().position(|gene| gene == name))
+            .collect();
     }
     if genes.len() < context.model.panel.len() || genes.len() <= WELL_KNOWN.len() {
         return (0..genes.len().min(MOST)).collect();
