@@ -15,6 +15,7 @@ pub mod optimizer;
 pub mod pretrain;
 pub mod random;
 pub mod schedule;
+pub mod settings;
 pub mod source;
 pub mod step;
 pub mod tiles;

@@ -6,23 +6,23 @@
 //! `samples/*.png`. The next step depends only on the checkpoint and the data: a resumed run gives
 //! the numbers of one that was never stopped.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::checkpoint::{self, Checkpoint, Progress, State};
-use super::device::DeviceName;
 use super::metrics::{MetricsFile, StepMetrics};
-use super::schedule::LearningRate;
-use super::source::{DatasetSource, Slides, SourceSummary};
+pub use super::settings::PretrainArgs;
+use super::settings::{Settings, architecture, differences, settings};
+use super::source::{DatasetSource, Slides};
 use super::step::{self, Recipe};
 use super::tiles::{Order, Tile, TileSource};
 use super::{atomic, ema, grid, interrupt};
 use crate::diffusion::parameters::host;
-use crate::diffusion::{Config, Denoiser, Parameters};
+use crate::diffusion::{Denoiser, Parameters};
 use crate::genes::Vocabulary;
 use crate::{Error, Result};
 
@@ -36,136 +36,6 @@ const SHOWN: usize = 6;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 /// Tiles are kept in memory up to this many bytes.
 const PRELOAD_LIMIT: u64 = 6 << 30;
-
-/// Train stage 1, the gene-conditioned diffusion model, on paired datasets.
-#[derive(Debug, Clone, clap::Args)]
-pub struct PretrainArgs {
-    /// Paired dataset directory; give several to train on them in turn
-    #[arg(long, required = true, num_args = 1..)]
-    pub data: Vec<PathBuf>,
-    /// Model directory to write; a run in it is resumed
-    #[arg(short, long)]
-    pub out: PathBuf,
-    /// Architecture: edge, tiny, gene-img224-xs, gene-img224-s or gene-img224-m
-    #[arg(long, default_value = "edge")]
-    pub preset: String,
-    /// Channels of the finest level instead of the preset's
-    #[arg(long)]
-    pub channels: Option<usize>,
-    /// Train on these slides only
-    #[arg(long, value_delimiter = ',')]
-    pub slides: Vec<String>,
-    /// Leave these slides out
-    #[arg(long, value_delimiter = ',')]
-    pub exclude: Vec<String>,
-    /// Most variable genes of the chosen slides to condition on; 0 trains without genes
-    #[arg(long, default_value_t = 250)]
-    pub genes: usize,
-    /// Images to train on, repetitions counted
-    #[arg(long, default_value_t = 20_000)]
-    pub images: u64,
-    /// Images of one optimiser step [default: by preset]
-    #[arg(long)]
-    pub batch: Option<usize>,
-    /// Images of one forward pass [default: 2 on the processor, 16 elsewhere]
-    #[arg(long)]
-    pub micro_batch: Option<usize>,
-    /// Threads that work on micro-batches [default: all cores on the processor, 1 elsewhere]
-    #[arg(long)]
-    pub threads: Option<usize>,
-    /// Learning rate between ramp-up and decay [default: by preset]
-    #[arg(long)]
-    pub lr: Option<f64>,
-    /// Images of the linear ramp-up [default: by preset]
-    #[arg(long)]
-    pub ramp_images: Option<u64>,
-    /// Images after which the rate decays with the inverse square root [default: by preset]
-    #[arg(long)]
-    pub decay_images: Option<u64>,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Also train, without genes, on the dataset's unlabelled tissue tiles
-    #[arg(long)]
-    pub unlabelled: bool,
-    /// Share of labelled tiles where unlabelled ones are used too
-    #[arg(long, default_value_t = 0.5)]
-    pub labelled_share: f64,
-    /// Probability of training an image without its genes
-    #[arg(long, default_value_t = 0.5)]
-    pub gene_drop: f64,
-    /// Dropout inside the gene encoder
-    #[arg(long, default_value_t = 0.1)]
-    pub dropout: f64,
-    /// Strength of the random change of stain amounts, 0 for none
-    #[arg(long, default_value_t = 0.0)]
-    pub stain_jitter: f32,
-    /// Relative width of the parameter average that becomes weights.safetensors
-    #[arg(long, default_value_t = 0.10)]
-    pub ema: f64,
-    /// Images between pictures [default: an eighth of the run; 0 for none]
-    #[arg(long)]
-    pub picture_every: Option<u64>,
-    /// Fail unless there is a run to resume
-    #[arg(long)]
-    pub resume: bool,
-    /// Device to train on
-    #[arg(long, value_enum, default_value_t)]
-    pub device: DeviceName,
-}
-
-/// Everything a run's numbers depend on besides its length.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Architecture and vocabulary.
-    pub config: Config,
-    /// What was taken from each dataset.
-    pub sources: Vec<SourceSummary>,
-    /// Seed.
-    pub seed: u64,
-    /// Images of a step.
-    pub batch: usize,
-    /// Images of a forward pass.
-    pub micro_batch: usize,
-    /// Threads.
-    pub lanes: usize,
-    /// Learning rate.
-    pub rate: LearningRate,
-    /// Share of labelled tiles.
-    pub labelled_share: f64,
-    /// Probability of dropping genes.
-    pub gene_drop: f64,
-    /// Dropout of the gene encoder.
-    pub dropout: f64,
-    /// Stain jitter.
-    pub stain_jitter: f32,
-}
-
-/// Batch, learning rate and its timing where the user names none.
-struct Defaults {
-    batch: usize,
-    rate: f64,
-    ramp_images: u64,
-    decay_images: u64,
-}
-
-impl Defaults {
-    fn of(preset: &str, images: u64) -> Self {
-        if preset.starts_with("gene-img224") {
-            // The published recipe: 70,000 batches of 1024, ramp-up over 10 million images capped
-            // by the length of a shorter run.
-            let batch = 1024;
-            return Self {
-                batch,
-                rate: 0.012,
-                ramp_images: 10_000_000.min(images / 20),
-                decay_images: 70_000 * batch as u64,
-            };
-        }
-        // Short runs: few, small steps, so the rate holds for a fifth of the run and then decays.
-        Self { batch: 16, rate: 0.01, ramp_images: images / 20, decay_images: images / 5 }
-    }
-}
 
 /// Runs the command.
 pub fn run(args: &PretrainArgs) -> Result<()> {
@@ -206,70 +76,6 @@ fn open_sources(args: &PretrainArgs) -> Result<(Vec<DatasetSource>, Vocabulary)>
     Ok((sources, vocabulary))
 }
 
-/// The preset for these tiles: a stem patch that keeps the preset's internal resolution.
-fn architecture(
-    args: &PretrainArgs,
-    sources: &[&dyn TileSource],
-    vocabulary: &Vocabulary,
-) -> Result<Config> {
-    let preset = Config::preset(&args.preset)?;
-    let mut config = if vocabulary.is_empty() {
-        preset
-    } else {
-        preset.with_vocabulary(vocabulary.symbols().to_vec())
-    };
-    if let Some(channels) = args.channels {
-        config.model_channels = channels;
-    }
-    let px = sources.first().map_or(config.img_resolution, |s| s.tile_px());
-    if sources.iter().any(|s| s.tile_px() != px) {
-        return Err(Error::Request(
-            "the datasets have tiles of different sizes; prepare them with one tile size"
-                .to_owned(),
-        ));
-    }
-    if px != config.img_resolution {
-        let internal = config.internal_resolution();
-        if px == 0 || !px.is_multiple_of(internal) {
-            return Err(Error::Request(format!(
-                "preset {} works on {internal} x {internal} patches, which tiles of {px} px cannot \
-                 be cut into; prepare tiles of a multiple of {internal} px",
-                args.preset
-            )));
-        }
-        config.stem_patch = px / internal;
-        config.img_resolution = px;
-    }
-    config.check().map_err(Error::Request)?;
-    Ok(config)
-}
-
-fn settings(args: &PretrainArgs, config: Config, sources: Vec<SourceSummary>) -> Settings {
-    let defaults = Defaults::of(&args.preset, args.images);
-    let batch = args.batch.unwrap_or(defaults.batch).max(1);
-    let cpu = args.device == DeviceName::Cpu;
-    let micro_batch = args.micro_batch.unwrap_or(if cpu { 2 } else { 16 }).clamp(1, batch);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let lanes = args.threads.unwrap_or(if cpu { cores } else { 1 });
-    Settings {
-        config,
-        sources,
-        seed: args.seed,
-        batch,
-        micro_batch,
-        lanes: lanes.clamp(1, batch.div_ceil(micro_batch)),
-        rate: LearningRate {
-            reference: args.lr.unwrap_or(defaults.rate),
-            decay_images: args.decay_images.unwrap_or(defaults.decay_images),
-            ramp_images: args.ramp_images.unwrap_or(defaults.ramp_images),
-        },
-        labelled_share: args.labelled_share,
-        gene_drop: args.gene_drop,
-        dropout: args.dropout,
-        stain_jitter: args.stain_jitter,
-    }
-}
-
 /// A run with its data.
 struct Train<'a> {
     args: &'a PretrainArgs,
@@ -290,7 +96,6 @@ impl Train<'_> {
         let total = self.args.images.div_ceil(batch);
         let snapshot_steps = (total / SNAPSHOTS).max(1);
         let picture_steps = match self.args.picture_every {
-            Some(0) => u64::MAX,
             Some(images) => images.div_ceil(batch).max(1),
             None => (total / PICTURES).max(1),
         };
@@ -337,7 +142,8 @@ impl Train<'_> {
                 });
                 saved = Instant::now();
             }
-            if progress.step.is_multiple_of(picture_steps) || last {
+            let pictures = self.args.picture_every != Some(0);
+            if pictures && (progress.step.is_multiple_of(picture_steps) || last) {
                 self.picture(&out, &state, &progress, &shown)?;
             }
             if stop() && !last {
@@ -485,18 +291,6 @@ impl Train<'_> {
     }
 }
 
-/// Names the parts of two settings that differ.
-fn differences(a: &Settings, b: &Settings) -> String {
-    let (Ok(serde_json::Value::Object(a)), Ok(serde_json::Value::Object(b))) =
-        (serde_json::to_value(a), serde_json::to_value(b))
-    else {
-        return "unknown".to_owned();
-    };
-    let names: Vec<&str> =
-        a.iter().filter(|(k, v)| b.get(*k) != Some(v)).map(|(k, _)| k.as_str()).collect();
-    names.join(", ")
-}
-
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::model(path, format!("cannot be written: {e}")))?;
@@ -521,4 +315,120 @@ fn progress_bar(total: u64, position: u64) -> ProgressBar {
     }
     bar.reset_eta();
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::diffusion::{UNet, Weights};
+    use crate::train::tiles::made_up::MadeUp;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: PretrainArgs,
+    }
+
+    /// Arguments of a tiny run into `out`.
+    fn args(out: &Path, more: &[&str]) -> PretrainArgs {
+        let out = out.to_string_lossy().into_owned();
+        let line = ["pretrain", "--data", "unused", "-o", &out, "--preset", "tiny", "--batch", "4"];
+        let more = ["--threads", "2", "--unlabelled"].iter().chain(more);
+        Line::parse_from(line.iter().chain(more)).args
+    }
+
+    /// Runs on made-up tiles; stops after `stop` steps.
+    fn train(out: &Path, more: &[&str], stop: usize) -> Result<()> {
+        let args = args(out, more);
+        let source = MadeUp::new(32, 6, 5);
+        let symbols = (0..5).map(|g| format!("G{g}"));
+        let vocabulary = Vocabulary::new(symbols)?;
+        let views: Vec<&dyn TileSource> = vec![&source];
+        let config = architecture(&args, &views, &vocabulary)?;
+        let settings = settings(&args, config, Vec::new());
+        let train = Train { args: &args, views, settings, device: args.device.open()? };
+        let mut steps = 0;
+        train.run(&mut || {
+            steps += 1;
+            steps >= stop
+        })
+    }
+
+    fn tensors(out: &Path, name: &str) -> Weights {
+        Weights::load(&out.join(name)).unwrap()
+    }
+
+    fn losses(out: &Path) -> Vec<(u64, f64)> {
+        let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|l| serde_json::from_str::<StepMetrics>(l).unwrap());
+        lines.map(|m| (m.step, m.loss)).collect()
+    }
+
+    #[test]
+    fn a_resumed_run_gives_the_numbers_of_an_uninterrupted_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+        let images = ["--images", "32", "--picture-every", "16"];
+        train(&whole, &images, usize::MAX).unwrap();
+        for stop in [3, 2] {
+            let error = train(&parts, &images, stop).unwrap_err();
+            assert!(matches!(error, Error::Interrupted), "{error}");
+        }
+        train(&parts, &["--images", "32", "--picture-every", "16", "--resume"], usize::MAX)
+            .unwrap();
+        for name in ["checkpoint.safetensors", "weights.safetensors"] {
+            assert!(tensors(&whole, name) == tensors(&parts, name), "{name} differs");
+        }
+        assert_eq!(losses(&whole), losses(&parts));
+        let picture = |out: &Path| std::fs::read(out.join("samples/000000032.png")).unwrap();
+        assert_eq!(picture(&whole), picture(&parts));
+    }
+
+    #[test]
+    fn a_run_learns_and_can_be_used_and_lengthened() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        let fixed = ["--lr", "0.02", "--ramp-images", "40", "--picture-every", "0"];
+        let with = |images: &'static str| [&fixed[..], &["--images", images]].concat();
+        train(&out, &with("600"), usize::MAX).unwrap();
+        train(&out, &with("800"), usize::MAX).unwrap();
+        let losses = losses(&out);
+        assert_eq!(losses.len(), 200);
+        let mean = |part: &[(u64, f64)]| {
+            part.iter().map(|(_, loss)| loss).sum::<f64>() / part.len() as f64
+        };
+        let (early, late) = (mean(&losses[..20]), mean(&losses[180..]));
+        assert!(late < early - 0.5, "loss went from {early} to {late}");
+
+        let unet = UNet::load(&out, &Device::flex()).unwrap();
+        let features = unet.features(Tensor::zeros([1, 3, 32, 32], &Device::flex()));
+        let dims: Vec<[usize; 4]> = features.iter().map(|f| f.dims()).collect();
+        assert_eq!(dims, [[1, 16, 8, 8], [1, 8, 16, 16]]);
+        assert!(!out.join("samples").exists());
+    }
+
+    #[test]
+    fn other_settings_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        train(&out, &["--images", "8"], usize::MAX).unwrap();
+        let message = train(&out, &["--images", "8", "--seed", "2"], 1).unwrap_err().to_string();
+        assert!(message.contains("seed") && !message.contains("batch"), "{message}");
+    }
+
+    #[test]
+    fn there_must_be_a_whole_run_to_resume() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        let message = train(&out, &["--resume"], 1).unwrap_err().to_string();
+        assert!(message.contains("no run to resume"), "{message}");
+        train(&out, &["--images", "8"], usize::MAX).unwrap();
+        let path = checkpoint::path(&out);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let message = train(&out, &["--images", "8"], 1).unwrap_err().to_string();
+        assert!(message.contains("checkpoint.safetensors"), "{message}");
+    }
 }
