@@ -10,6 +10,7 @@ pub mod denoiser;
 pub mod kernels;
 pub mod ops;
 pub mod parameters;
+mod presets;
 pub mod sampler;
 pub mod unet;
 pub mod weights;

@@ -149,10 +149,10 @@ impl Work for Forward<'_> {
                     let x = &self.padded[row + p..row + p + tile];
                     let x: [Vector<L>; VECTORS] =
                         std::array::from_fn(|v| Vector::load(&x[v * L..(v + 1) * L]));
-                    for o in 0..OUTPUTS {
-                        let w = Vector::splat(w[o]);
-                        for v in 0..VECTORS {
-                            acc[o][v] = acc[o][v].add_product::<FUSED>(w, x[v]);
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        let w = Vector::splat(*w);
+                        for (acc, x) in acc.iter_mut().zip(&x) {
+                            *acc = acc.add_product::<FUSED>(w, *x);
                         }
                     }
                 }
@@ -244,10 +244,10 @@ impl WeightGradient<'_> {
         while p < run {
             let end = p + L;
             let x: [Vector<L>; R] = std::array::from_fn(|r| Vector::load(&x[r][p..end]));
-            for o in 0..O {
-                let g = Vector::load(&g[o][p..end]);
-                for r in 0..R {
-                    acc[o][r] = acc[o][r].add_product::<FUSED>(g, x[r]);
+            for (acc, g) in acc.iter_mut().zip(&g) {
+                let g = Vector::load(&g[p..end]);
+                for (acc, x) in acc.iter_mut().zip(&x) {
+                    *acc = acc.add_product::<FUSED>(g, *x);
                 }
             }
             p = end;

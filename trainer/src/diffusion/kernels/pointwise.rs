@@ -114,8 +114,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
     let tail: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
     for (a, b) in a.zip(b) {
-        for i in 0..16 {
-            lanes[i] += a[i] * b[i];
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += a * b;
         }
     }
     lanes.iter().sum::<f32>() + tail

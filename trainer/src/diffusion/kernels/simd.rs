@@ -32,9 +32,8 @@ impl<const L: usize> Vector<L> {
     /// `a * b + self`, rounded once where `FUSED`.
     #[inline(always)]
     pub fn add_product<const FUSED: bool>(mut self, a: Self, b: Self) -> Self {
-        for i in 0..L {
-            self.0[i] =
-                if FUSED { a.0[i].mul_add(b.0[i], self.0[i]) } else { a.0[i] * b.0[i] + self.0[i] };
+        for ((sum, a), b) in self.0.iter_mut().zip(&a.0).zip(&b.0) {
+            *sum = if FUSED { a.mul_add(*b, *sum) } else { a * b + *sum };
         }
         self
     }
