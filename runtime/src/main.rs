@@ -1,2 +1,5 @@
 //! The `diffbulk` program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    diffbulk::cli::main()
+}

@@ -1,1 +1,117 @@
 //! Arguments in, messages and progress out; no logic.
+//!
+//! Every subcommand is one file: its flags are documented where they are parsed. [`main`] turns
+//! the outcome into an exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped on request.
+
+mod info;
+mod interrupt;
+mod predict;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{Error, Result};
+
+/// Exit code after a failure.
+const FAILED: u8 = 1;
+
+/// Exit code after Ctrl-C, as shells report it.
+const INTERRUPTED: u8 = 130;
+
+/// Spatial gene expression from H&E slides, tile by tile.
+#[derive(Debug, Parser)]
+#[command(name = "diffbulk", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Predict a slide's expression and write tables, pictures and a report.
+    Predict(Box<predict::Arguments>),
+    /// Tell what a model or a slide is.
+    Info(info::Arguments),
+}
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    let outcome = match Arguments::parse().command {
+        Command::Predict(arguments) => predict::run(&arguments),
+        Command::Info(arguments) => info::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ Error::Interrupted) => {
+            eprintln!("{error}");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(error) => {
+            eprintln!("{}", chain(&error));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// The error and its causes, one a line.
+fn chain(error: &Error) -> String {
+    let mut text = format!("error: {error}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        // Some messages already end with their source's.
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text.push_str("\n  caused by: ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Prints to standard output; a closed pipe (as in `| head`) is not an error.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io(std::path::Path::new("standard output"))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        let io = Error::Io {
+            path: "out".into(),
+            source: std::io::Error::from(std::io::ErrorKind::StorageFull),
+        };
+        let error = Error::Kept { rows: 3, journal: "j".into(), source: Box::new(io) };
+        let text = chain(&error);
+        assert!(text.starts_with("error: stopped after 3 tiles"), "{text}");
+        assert_eq!(text.matches("caused by").count(), 1, "{text}");
+    }
+}

@@ -37,7 +37,12 @@ impl OnnxFile {
     /// When the file cannot be read, is no ONNX file, keeps tensors in other files, or contradicts
     /// itself.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
+        let file = File::open(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::model(path, "there is no such file; check the path to the .onnx file")
+            }
+            _ => Error::io(path)(error),
+        })?;
         let length = file.metadata().map_err(Error::io(path))?.len();
         let too_large = || {
             Error::model(
@@ -332,7 +337,7 @@ fn check_tensor(tensor: &pb::TensorProto) -> Result<(), String> {
     };
     let held = if tensor.raw_data.is_empty() {
         typed
-    } else if tensor.raw_data.len() % size == 0 {
+    } else if tensor.raw_data.len().is_multiple_of(size) {
         tensor.raw_data.len() / size
     } else {
         return Err(format!("tensor `{name}` ends in the middle of a value"));

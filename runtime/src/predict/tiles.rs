@@ -1,0 +1,66 @@
+//! Which tiles are looked at: a grid over the slide.
+
+use crate::Result;
+use crate::slide::SlideInfo;
+use crate::tiling::{Grid, Tile};
+
+/// Where the tiles come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TileSource {
+    /// A grid over the whole slide, of which tiles with too little tissue are left out.
+    Grid {
+        /// Overlap of neighbours as a fraction of the tile's side, from 0 up to, not including, 1.
+        overlap: f64,
+    },
+}
+
+/// The tiles of one slide.
+pub(super) enum Tiles {
+    /// Made as they are asked for.
+    Grid(Grid),
+}
+
+impl Tiles {
+    /// Tiles of `side` level-0 px on a slide.
+    pub(super) fn new(source: &TileSource, slide: &SlideInfo, side: f64) -> Result<Self> {
+        match source {
+            TileSource::Grid { overlap } => {
+                let (width, height) =
+                    slide.levels.first().map_or((1, 1), |level| (level.width, level.height));
+                Ok(Self::Grid(Grid::new(width, height, side, *overlap)?))
+            }
+        }
+    }
+
+    /// How many there are, tissue or not.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Grid(grid) => grid.len(),
+        }
+    }
+
+    /// All tiles in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Tile> + Clone + Send + '_ {
+        (0..self.len()).filter_map(|index| match self {
+            Self::Grid(grid) => grid.tile(index),
+        })
+    }
+
+    /// False for a user's list, which is predicted whole.
+    pub(super) fn min_tissue_applies(&self) -> bool {
+        matches!(self, Self::Grid(_))
+    }
+
+    /// In words that are equal only for equal tiles.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Grid(grid) => format!(
+                "grid of {} x {}, side {} px, every {} px",
+                grid.columns(),
+                grid.rows(),
+                grid.side(),
+                grid.stride()
+            ),
+        }
+    }
+}
