@@ -12,6 +12,7 @@ mod expression;
 pub mod import;
 pub mod manifest;
 pub mod normalize;
+mod overview;
 mod patients;
 pub mod prepare;
 pub mod report;

@@ -1,201 +1,25 @@
-//! `prepare`: from a source in some layout to one paired dataset directory.
-//!
-//! The directory is made beside its final place and renamed when it is whole; `dataset.json` is
-//! written last. An interrupted run leaves only a `.partial` directory, which no reader takes.
+//! Section after section: cutting tiles, checking that they lie on the image, collecting rows.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use diffbulk::slide::Slide;
 use diffbulk::tiling;
 use diffbulk::tissue::TissueMask;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::expression::ExpressionTable;
-use super::import::{IMPORTERS, Importer, Pixels, Request, Section, Spot, importer};
-use super::manifest::{FORMAT_VERSION, Manifest, UnlabelledInfo};
-use super::normalize::Unit;
-use super::patients::Patients;
-use super::report::SectionReport;
-use super::tiles::{NO_COORDS, TileName, TileSet, TileWriter};
-use super::unlabelled;
+use super::PrepareArgs;
+use crate::data::expression::ExpressionTable;
+use crate::data::import::{Importer, Pixels, Request, Section, Spot};
+use crate::data::manifest::{FORMAT_VERSION, Manifest, UnlabelledInfo};
+use crate::data::normalize::Unit;
+use crate::data::overview::{self, Squares};
+use crate::data::report::SectionReport;
+use crate::data::tiles::{NO_COORDS, TileName, TileSet, TileWriter};
+use crate::data::unlabelled;
 use crate::{Error, Result};
 
-/// Reads paired slides and counts in an existing layout and writes one paired dataset
-///
-/// The dataset directory holds patches.h5 and adata.h5ad in the layout of HEST (row i of both is
-/// the same tile), unlabelled.h5 with --unlabelled, overview/<slide>.png to check the pairing by
-/// eye, and dataset.json with the account of every row of the source. Rows that cannot be used
-/// are named, counted and left out; with --strict they are refused.
-#[derive(Debug, Clone, clap::Args)]
-pub struct PrepareArgs {
-    /// Directory of the source
-    pub source: PathBuf,
-    /// Dataset directory to make
-    #[arg(short, long, value_name = "DIR")]
-    pub output: PathBuf,
-    /// Layout of the source
-    #[arg(long = "from", value_name = "LAYOUT", value_parser = layouts(), default_value = "legacy-st")]
-    pub layout: String,
-    /// Slides to take, separated by commas [default: all]
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    pub slides: Vec<String>,
-    /// Side of the tiles in pixels [default: 224, or that of ready-made tiles]
-    #[arg(long, value_name = "PX", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub tile_px: Option<u32>,
-    /// Micrometres per pixel that the tiles shall have [default: that of the images]
-    #[arg(long, value_name = "UM")]
-    pub um_per_px: Option<f64>,
-    /// Micrometres per pixel of the source images, where the files do not tell (JPEG, PNG,
-    /// ready-made tiles)
-    #[arg(long, value_name = "UM")]
-    pub mpp: Option<f64>,
-    /// The patient is the first N characters of the slide's name
-    #[arg(long, value_name = "N", conflicts_with = "patients")]
-    pub patient_from_prefix: Option<usize>,
-    /// Table (CSV or TSV) with columns slide and patient
-    #[arg(long, value_name = "FILE")]
-    pub patients: Option<PathBuf>,
-    /// Gene symbols of ready-made pairs, one a line, in column order
-    #[arg(long, value_name = "FILE")]
-    pub genes_file: Option<PathBuf>,
-    /// Leave out spots with fewer counts in all
-    #[arg(long, value_name = "COUNTS", default_value_t = 1)]
-    pub min_counts: u64,
-    /// Also lay tiles without expression over the tissue of every section
-    #[arg(long)]
-    pub unlabelled: bool,
-    /// Distance between unlabelled tiles in pixels of the tiles [default: the tile's side]
-    #[arg(long, value_name = "PX", requires = "unlabelled")]
-    pub stride: Option<f64>,
-    /// Smallest fraction of an unlabelled tile that is tissue
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.5, requires = "unlabelled")]
-    pub min_tissue: f64,
-    /// Name of the data set [default: the source directory's]
-    #[arg(long, value_name = "TEXT")]
-    pub name: Option<String>,
-    /// Where the data comes from: a DOI, an address or a citation; kept for attribution
-    #[arg(long = "attribution", value_name = "TEXT", default_value = "not stated")]
-    pub attribution: String,
-    /// Licence of the data; kept for attribution
-    #[arg(long, value_name = "TEXT", default_value = "not stated")]
-    pub license: String,
-    /// Refuse the source when any row of it cannot be used
-    #[arg(long)]
-    pub strict: bool,
-    /// Compress the tiles with this deflate level, 1 to 9 (0: fast to read, larger)
-    #[arg(long, value_name = "LEVEL", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=9))]
-    pub deflate: u32,
-    /// Replace the dataset directory if it exists
-    #[arg(long)]
-    pub overwrite: bool,
-}
-
-/// Names of the layouts with their help.
-fn layouts() -> clap::builder::PossibleValuesParser {
-    IMPORTERS
-        .iter()
-        .map(|importer| clap::builder::PossibleValue::new(importer.name()).help(importer.about()))
-        .collect::<Vec<_>>()
-        .into()
-}
-
-/// Prepares the dataset that `args` ask for and prints what became of the source.
-pub fn run(args: &PrepareArgs) -> Result<()> {
-    let manifest = prepare(args)?;
-    print!("{}", summary(&manifest));
-    println!("wrote {}", args.output.display());
-    Ok(())
-}
-
-/// Prepares the dataset that `args` ask for; returns what `dataset.json` says.
-pub fn prepare(args: &PrepareArgs) -> Result<Manifest> {
-    for (flag, value) in [("--um-per-px", args.um_per_px), ("--mpp", args.mpp)] {
-        if value.is_some_and(|um| !(um.is_finite() && um > 0.0)) {
-            return Err(Error::Request(format!("{flag} takes micrometres per pixel, above zero")));
-        }
-    }
-    if args.stride.is_some_and(|stride| !(stride.is_finite() && stride >= 1.0)) {
-        return Err(Error::Request("--stride takes at least one pixel".into()));
-    }
-    if !(0.0..=1.0).contains(&args.min_tissue) {
-        return Err(Error::Request("--min-tissue takes a fraction from 0 to 1".into()));
-    }
-    let patients = Patients::new(args)?;
-    let importer = importer(&args.layout)?;
-    let chosen = choose(importer, args)?;
-    let partial = Partial::create(&args.output, args.overwrite)?;
-    let mut work = Work::new(args, importer, partial.path());
-    for name in &chosen {
-        work.add(name, patients.of(name)?)?;
-    }
-    let mut manifest = work.finish()?;
-    if matches!(patients, Patients::Slides) && manifest.sections.len() > 1 {
-        for section in &mut manifest.sections {
-            section.note(
-                "no patients were given, so this slide counts as a patient of its own; give \
-                 --patients or --patient-from-prefix where slides share one"
-                    .into(),
-            );
-        }
-    }
-    manifest.write(partial.path())?;
-    partial.commit()?;
-    Ok(manifest)
-}
-
-/// The sections to take: those of the source that the user named, or all.
-fn choose(importer: &dyn Importer, args: &PrepareArgs) -> Result<Vec<String>> {
-    if !args.source.is_dir() {
-        return Err(Error::data(&args.source, "there is no such directory; give the source's"));
-    }
-    let known = importer.sections(&args.source)?;
-    if let Some(unknown) = args.slides.iter().find(|slide| !known.contains(slide)) {
-        return Err(Error::data(
-            &args.source,
-            format!("has no slide called {unknown}; it has {}", known.join(", ")),
-        ));
-    }
-    Ok(known.into_iter().filter(|s| args.slides.is_empty() || args.slides.contains(s)).collect())
-}
-
-/// The summary that is printed: every section, every reason, every note.
-pub fn summary(manifest: &Manifest) -> String {
-    let patients: std::collections::BTreeSet<&str> =
-        manifest.sections.iter().map(|section| section.patient.as_str()).collect();
-    let mut out = format!(
-        "{}: {} slides of {} patients, {} tiles of {} px at {} um/px, {} genes ({})\n",
-        manifest.name,
-        manifest.sections.len(),
-        patients.len(),
-        manifest.tiles,
-        manifest.tile_px,
-        manifest.um_per_px,
-        manifest.genes,
-        manifest.unit.name()
-    );
-    for section in &manifest.sections {
-        out += &format!(
-            "  {} (patient {}): {} rows read, {} tiles kept, {} rows left out",
-            section.slide,
-            section.patient,
-            section.spots_read.max(section.counts_read),
-            section.kept,
-            section.skipped_rows()
-        );
-        if manifest.unlabelled.is_some() {
-            out += &format!(", {} unlabelled tiles", section.unlabelled);
-        }
-        out.push('\n');
-        out += &section.details();
-    }
-    for (slide, reason) in &manifest.sections_left_out {
-        out += &format!("  {slide}: left out: {reason}\n");
-    }
-    out
-}
-
 /// The dataset in the making.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     args: &'a PrepareArgs,
     importer: &'static dyn Importer,
     directory: &'a Path,
@@ -219,7 +43,12 @@ struct Shape {
 }
 
 impl<'a> Work<'a> {
-    fn new(args: &'a PrepareArgs, importer: &'static dyn Importer, directory: &'a Path) -> Self {
+    /// Nothing yet; files go into `directory`.
+    pub(super) fn new(
+        args: &'a PrepareArgs,
+        importer: &'static dyn Importer,
+        directory: &'a Path,
+    ) -> Self {
         Self {
             args,
             importer,
@@ -234,7 +63,7 @@ impl<'a> Work<'a> {
     }
 
     /// Adds the section called `name`, or enters why it cannot be used.
-    fn add(&mut self, name: &str, patient: String) -> Result<()> {
+    pub(super) fn add(&mut self, name: &str, patient: String) -> Result<()> {
         let mut report = SectionReport::new(name, &patient);
         let request =
             Request { source: &self.args.source, genes_file: self.args.genes_file.as_deref() };
@@ -310,7 +139,7 @@ impl<'a> Work<'a> {
         let mpp = self.image_scale(slide, report)?;
         let tile_px = self.args.tile_px.unwrap_or(224);
         let um_per_px = self.args.um_per_px.unwrap_or(mpp);
-        let side = f64::from(tile_px) * um_per_px / mpp;
+        let side = tiling::tile_side(tile_px, um_per_px, mpp)?;
         report.image_px = Some(image_px);
         report.image_um_per_px = Some(mpp);
         if um_per_px < 0.9 * mpp {
@@ -325,13 +154,16 @@ impl<'a> Work<'a> {
             Shape { unit, tile_px: tile_px as usize, um_per_px, side: Some(side) },
         )?;
 
+        let mut paired = Vec::new();
+        let mut outside = Vec::new();
         let mut fitting: Vec<(&Spot, (f64, f64))> = Vec::new();
         for spot in &section.spots {
             let Some((cx, cy)) = spot.centre else {
                 report.skip("spot without a position on the image", spot.barcode.clone());
                 continue;
             };
-            let corner = (cx - side / 2.0, cy - side / 2.0);
+            // A whole pixel, so that the stored coordinates say exactly what was read.
+            let corner = ((cx - side / 2.0).round(), (cy - side / 2.0).round());
             let fits = corner.0 >= 0.0
                 && corner.1 >= 0.0
                 && corner.0 + side <= f64::from(image_px.0)
@@ -341,6 +173,7 @@ impl<'a> Work<'a> {
                     "spot whose tile reaches outside the image",
                     format!("{} (centre {cx}, {cy})", spot.barcode),
                 );
+                outside.push(corner);
             } else if self.enough(spot, unit, report) {
                 fitting.push((spot, corner));
             }
@@ -365,6 +198,7 @@ impl<'a> Work<'a> {
             let image = tiling::read_tile(slide, cx, cy, side, tile_px)?;
             self.push(&image, spot, corner, report)?;
             self.table.push(&columns, &spot.values, spot.centre);
+            paired.push(corner);
             bar.inc(1);
         }
         if let Some(writer) = &mut self.unlabelled {
@@ -383,7 +217,14 @@ impl<'a> Work<'a> {
             report.unlabelled = places.len();
         }
         bar.finish_and_clear();
-        Ok(())
+
+        let directory = self.directory.join("overview");
+        std::fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
+        let path = directory.join(format!("{}.png", file_name(&report.slide)));
+        let unlabelled: Vec<_> = places.iter().map(|place| (place.x, place.y)).collect();
+        let squares =
+            Squares { side, paired: &paired, unlabelled: &unlabelled, left_out: &outside };
+        overview::write(&path, slide, &squares)
     }
 
     /// Takes over the tiles of a section that are cut already.
@@ -440,12 +281,12 @@ impl<'a> Work<'a> {
     fn enough(&self, spot: &Spot, unit: Unit, report: &mut SectionReport) -> bool {
         let total: f64 = spot.values.iter().map(|(_, value)| f64::from(*value)).sum();
         match unit {
+            Unit::Counts if total == 0.0 && self.args.min_counts > 0 => {
+                report.skip("spot without any count", spot.barcode.clone());
+                false
+            }
             Unit::Counts if total < self.args.min_counts as f64 => {
-                let reason = if total == 0.0 {
-                    "spot without any count".to_owned()
-                } else {
-                    format!("spot with fewer than {} counts", self.args.min_counts)
-                };
+                let reason = format!("spot with fewer than {} counts", self.args.min_counts);
                 report.skip(&reason, format!("{} ({total})", spot.barcode));
                 false
             }
@@ -500,7 +341,7 @@ impl<'a> Work<'a> {
     }
 
     /// Writes the files; the manifest is left to the caller, to be the last.
-    fn finish(self) -> Result<Manifest> {
+    pub(super) fn finish(self) -> Result<Manifest> {
         let reasons = || {
             let reasons: Vec<_> =
                 self.left_out.iter().map(|(slide, why)| format!("\n  {slide}: {why}")).collect();
@@ -593,67 +434,4 @@ fn progress(slide: &str, tiles: usize) -> ProgressBar {
     }
     bar.set_message(slide.to_owned());
     bar
-}
-
-/// A directory in the making beside its final place. Dropped without [`Partial::commit`], it is
-/// removed; after a kill it stays under its `.partial` name and the next run removes it.
-struct Partial {
-    partial: PathBuf,
-    target: PathBuf,
-    overwrite: bool,
-    done: bool,
-}
-
-impl Partial {
-    fn create(target: &Path, overwrite: bool) -> Result<Self> {
-        if target.exists() {
-            if !overwrite {
-                return Err(Error::data(
-                    target,
-                    "exists already; give --overwrite to replace it, or another --output",
-                ));
-            }
-            // Only what this program made may be deleted.
-            let empty = std::fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none());
-            if !empty && !target.join(super::manifest::FILE).is_file() {
-                return Err(Error::data(
-                    target,
-                    "is not a paired dataset, so it is not replaced; give another --output",
-                ));
-            }
-        }
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        if name.is_empty() {
-            return Err(Error::Request("--output needs the name of a directory to make".into()));
-        }
-        name.push(".partial");
-        let partial = target.with_file_name(name);
-        if partial.exists() {
-            std::fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
-        }
-        std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-        Ok(Self { partial, target: target.to_owned(), overwrite, done: false })
-    }
-
-    fn path(&self) -> &Path {
-        &self.partial
-    }
-
-    fn commit(mut self) -> Result<()> {
-        if self.overwrite && self.target.exists() {
-            std::fs::remove_dir_all(&self.target).map_err(Error::io(&self.target))?;
-        }
-        std::fs::rename(&self.partial, &self.target).map_err(Error::io(&self.target))?;
-        self.done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.done {
-            // Nothing more can be done about a failure here; the name says that it is not whole.
-            let _ = std::fs::remove_dir_all(&self.partial);
-        }
-    }
 }
