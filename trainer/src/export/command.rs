@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use diffbulk::model::{Metadata, Provenance, SCHEMA_VERSION};
 use prost::Message;
+use sha2::{Digest, Sha256};
 
-use super::encoder::{EncoderInfo, colours};
 use super::fused::{EncoderPart, Fused, Parts, UnetPart, fuse};
 use super::onnx;
-use super::record::{HeldOut, TrainingRecord};
+use super::record::{HeadFacts, HeldOut, NetworkFacts};
 use super::weights::Checkpoint;
 use super::{inline, random};
 use crate::diffusion::{Config, FeatureMode};
+use crate::foundation::{Encoder, EncoderFlags};
 use crate::predictor::{CONFIG_FILE, HeadConfig, WEIGHTS_FILE};
 use crate::{Error, Result};
 
@@ -44,22 +45,12 @@ pub struct PartArguments {
     /// Image encoder, an ONNX file; not needed by a head without foundation features.
     #[arg(long, value_name = "FILE")]
     pub encoder: Option<PathBuf>,
+    /// What the encoder's file does not say.
+    #[command(flatten)]
+    pub encoder_flags: EncoderFlags,
     /// How the head's U-Net features were computed.
     #[arg(long, value_enum, default_value_t)]
     pub feature_mode: ModeArgument,
-    /// Name of the encoder, where its file does not say.
-    #[arg(long, default_value = "unnamed encoder")]
-    pub encoder_name: String,
-    /// Licence of the encoder's weights, where its file does not say.
-    #[arg(long, default_value = "not stated")]
-    pub encoder_license: String,
-    /// Mean of red, green, blue on the 0 to 1 scale that the encoder expects to be subtracted,
-    /// where its file does not say.
-    #[arg(long, value_delimiter = ',', num_args = 1, default_value = "0.485,0.456,0.406")]
-    pub encoder_mean: Vec<f32>,
-    /// Standard deviation to divide by, where its file does not say.
-    #[arg(long, value_delimiter = ',', num_args = 1, default_value = "0.229,0.224,0.225")]
-    pub encoder_std: Vec<f32>,
 }
 
 /// Arguments of `export`.
@@ -110,70 +101,69 @@ pub struct ExportArguments {
 }
 
 impl PartArguments {
-    /// The U-Net, where one is named.
-    pub fn unet(&self) -> Result<Option<UnetPart>> {
+    /// The U-Net, where one is named; it must be the one of `facts`, where they name one.
+    fn unet(&self, facts: Option<&NetworkFacts>) -> Result<Option<UnetPart>> {
         let Some(directory) = &self.unet else { return Ok(None) };
+        let path = directory.join("weights.safetensors");
+        if let Some(facts) = facts {
+            let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+            let found: String =
+                Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            same_file(&path, &found, &facts.sha256)?;
+        }
         Ok(Some(UnetPart {
             config: Config::load(directory)?,
-            weights: Checkpoint::read(&directory.join("weights.safetensors"))?,
+            weights: Checkpoint::read(&path)?,
             mode: self.feature_mode.into(),
         }))
     }
 
-    /// The encoder, where one is named.
-    pub fn encoder(&self) -> Result<Option<EncoderPart>> {
+    /// The encoder, where one is named; it must be the one of `facts`, where they name one.
+    fn encoder(&self, facts: Option<&NetworkFacts>) -> Result<Option<EncoderPart>> {
         let Some(path) = &self.encoder else { return Ok(None) };
+        let encoder = Encoder::open(path, &self.encoder_flags)?;
+        if let Some(facts) = facts {
+            same_file(path, encoder.sha256(), &facts.sha256)?;
+        }
         let model = onnx::read(path)?;
         inline::check(&model, path)?;
-        let info = match EncoderInfo::of(&model, path)? {
-            Some(info) => info,
-            None => self.foreign(&model, path)?,
-        };
-        Ok(Some(EncoderPart { model, info, path: path.clone() }))
+        let info = encoder.info().clone();
+        Ok(Some(EncoderPart { model, info, width: encoder.features(), path: path.clone() }))
     }
 
-    /// What the command line says of an encoder whose file says nothing.
-    fn foreign(&self, model: &onnx::Model, path: &Path) -> Result<EncoderInfo> {
-        let input_px = match inline::input_shape(model, path)?[..] {
-            [_, 3, height, width] if height == width && height > 0 => height,
-            ref shape => {
-                return Err(Error::model(
-                    path,
-                    format!(
-                        "takes an input of shape {shape:?} (0: open) where [N, 3, S, S] belongs; \
-                         export it for square RGB images of a fixed size"
-                    ),
-                ));
-            }
-        };
-        Ok(EncoderInfo {
-            name: self.encoder_name.clone(),
-            license: self.encoder_license.clone(),
-            input_px,
-            mean: colours("--encoder-mean", &self.encoder_mean)?,
-            std: colours("--encoder-std", &self.encoder_std)?,
-            features: Vec::new(),
-        })
-    }
-
-    /// The parts of a predictor whose head is in `directory`.
-    pub fn load(&self, head: &Path, tile_px: usize) -> Result<Parts> {
+    /// The parts of the predictor whose head is in the directory `head`.
+    pub fn load(&self, head: &Path, facts: &HeadFacts) -> Result<Parts> {
         let config = HeadConfig::load(&head.join(CONFIG_FILE))?;
         let mut parts = Parts {
-            tile_px,
+            tile_px: facts.tile_px,
             unet: None,
             encoder: None,
             head_weights: Checkpoint::read(&head.join(WEIGHTS_FILE))?,
             head: config,
         };
         if !parts.head.branch_channels.is_empty() {
-            parts.unet = Some(self.unet()?.ok_or_else(|| needs(head, "--unet DIR"))?);
+            let unet = self.unet(facts.unet.as_ref())?;
+            parts.unet = Some(unet.ok_or_else(|| needs(head, "--unet DIR"))?);
         }
         if parts.head.foundation_dim > 0 {
-            parts.encoder = Some(self.encoder()?.ok_or_else(|| needs(head, "--encoder FILE"))?);
+            let encoder = self.encoder(facts.encoder.as_ref())?;
+            parts.encoder = Some(encoder.ok_or_else(|| needs(head, "--encoder FILE"))?);
         }
         Ok(parts)
     }
+}
+
+fn same_file(path: &Path, found: &str, trained: &str) -> Result<()> {
+    if found == trained {
+        return Ok(());
+    }
+    Err(Error::model(
+        path,
+        format!(
+            "is not the file the head was trained on (SHA-256 {found}, trained on {trained}); name \
+             that one, or train the head on this one"
+        ),
+    ))
 }
 
 fn needs(head: &Path, option: &str) -> Error {
@@ -185,23 +175,23 @@ fn needs(head: &Path, option: &str) -> Error {
 
 /// Runs `export`; returns what to tell the user.
 pub fn run(arguments: &ExportArguments) -> Result<String> {
-    let (parts, record) = match &arguments.head {
+    let (parts, facts) = match &arguments.head {
         Some(head) => {
-            let record = TrainingRecord::load(head)?;
-            (arguments.parts.load(head, record.tile_px)?, record)
+            let facts = HeadFacts::load(head)?;
+            (arguments.parts.load(head, &facts)?, facts)
         }
         None => {
-            let encoder = arguments.parts.encoder()?;
+            let encoder = arguments.parts.encoder(None)?;
             let genes = arguments.genes as usize;
             let mode = arguments.parts.feature_mode.into();
             random::parts(&arguments.preset, genes, encoder, mode, arguments.seed)?
         }
     };
-    if record.panel.len() != parts.head.genes {
+    if facts.panel.len() != parts.head.genes {
         return Err(Error::Request(format!(
-            "the head predicts {} genes and its record names {}; train it again",
+            "the head predicts {} genes and its panel names {}; train it again",
             parts.head.genes,
-            record.panel.len()
+            facts.panel.len()
         )));
     }
     let encoder = parts.encoder.as_ref().map_or_else(
@@ -213,7 +203,7 @@ pub fn run(arguments: &ExportArguments) -> Result<String> {
         None => HeldOut::default(),
     };
     let mut fused = fuse(parts)?;
-    let metadata = metadata(arguments, record, held_out, encoder, fused.total_macs());
+    let metadata = metadata(arguments, facts, held_out, encoder, fused.total_macs());
     metadata.check().map_err(|problem| Error::Request(format!("cannot export: {problem}")))?;
     onnx::set_properties(&mut fused.model, metadata.to_props());
     let megabytes = fused.model.encoded_len() as f64 / 1e6;
@@ -224,34 +214,34 @@ pub fn run(arguments: &ExportArguments) -> Result<String> {
 
 fn metadata(
     arguments: &ExportArguments,
-    record: TrainingRecord,
+    facts: HeadFacts,
     held_out: HeldOut,
     encoder: String,
     macs_per_tile: u64,
 ) -> Metadata {
     // Only genes of the panel: an evaluation may have chosen others in its folds.
     let mut gene_pearson = held_out.gene_pearson;
-    gene_pearson.retain(|gene, _| record.panel.contains(gene));
+    gene_pearson.retain(|gene, _| facts.panel.contains(gene));
     Metadata {
         schema_version: SCHEMA_VERSION,
         name: arguments.name.clone(),
         version: arguments.model_version.clone(),
-        panel: record.panel,
-        tile_px: record.tile_px as u32,
-        um_per_px: record.um_per_px,
-        unit: record.unit,
+        training_data: facts.training_data(),
+        confidence: facts.confidence(),
+        panel: facts.panel,
+        tile_px: facts.tile_px as u32,
+        um_per_px: facts.um_per_px,
+        unit: facts.unit,
         precision: "float32".to_owned(),
         quantization: None,
         macs_per_tile,
         license: arguments.license.clone(),
-        training_data: record.training_data,
         metrics: held_out.metrics,
         gene_pearson,
-        confidence: record.confidence,
         provenance: Provenance {
             crate_version: crate::VERSION.to_owned(),
-            config_sha256: record.config_sha256,
-            seed: record.seed,
+            config_sha256: facts.training_sha256,
+            seed: facts.seed,
             encoder,
         },
     }

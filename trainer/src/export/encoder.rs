@@ -1,60 +1,26 @@
 //! `encoder`: a frozen image encoder as an ONNX file, with what is needed to feed it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Normal};
-use serde::{Deserialize, Serialize};
-use tract_onnx::pb::ModelProto;
+use serde::Serialize;
 
 use super::efficientnet::{self, Pooled};
 use super::onnx::{self, Dim, Element, Graph, Kernel, Value, Window};
 use super::pytorch;
 use super::weights::Checkpoint;
+use crate::foundation::{EncoderInfo, METADATA_KEY};
 use crate::{Error, Result};
 
-/// Key of [`EncoderInfo`] in an encoder's `metadata_props`.
-pub const ENCODER_KEY: &str = "diffbulk.encoder";
-
-/// How an encoder is to be fed, and what it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EncoderInfo {
-    /// Name, for example `EfficientNet-Lite0 (ImageNet)`.
-    pub name: String,
-    /// Licence of its weights.
-    pub license: String,
-    /// Side of the square input in pixels.
-    pub input_px: usize,
-    /// Mean of every colour on the 0 to 1 scale; subtracted.
-    pub mean: [f32; 3],
-    /// Standard deviation of every colour on the 0 to 1 scale; divided by.
-    pub std: [f32; 3],
-    /// What the features are, in order; absent for files of others.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub features: Vec<String>,
-}
-
-impl EncoderInfo {
-    /// What the model's own metadata say; `None` for a file that does not have them.
-    pub fn of(model: &ModelProto, path: &Path) -> Result<Option<Self>> {
-        let Some(text) = onnx::property(model, ENCODER_KEY) else { return Ok(None) };
-        let info: Self = serde_json::from_str(text).map_err(|error| {
-            Error::model(path, format!("its {ENCODER_KEY} metadata cannot be read ({error})"))
-        })?;
-        info.check().map_err(|problem| Error::model(path, problem))?;
-        Ok(Some(info))
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let finite = self.mean.iter().chain(&self.std).all(|v| v.is_finite());
-        if finite && self.std.iter().all(|&v| v > 0.0) && self.input_px > 0 {
-            Ok(())
-        } else {
-            Err("its encoder metadata need a positive input_px and std".to_owned())
-        }
-    }
+/// An encoder's metadata: what feeds it, and what its features are.
+#[derive(Serialize)]
+struct Described {
+    #[serde(flatten)]
+    info: EncoderInfo,
+    features: Vec<String>,
 }
 
 /// The networks this program can write.
@@ -101,10 +67,13 @@ pub struct EncoderArguments {
 pub fn run(arguments: &EncoderArguments) -> Result<String> {
     let side = usize::from(arguments.input_px);
     let (mean, std) = (colours("--mean", &arguments.mean)?, colours("--std", &arguments.std)?);
+    if !std.iter().all(|&v| v.is_finite() && v > 0.0) || !mean.iter().all(|v| v.is_finite()) {
+        return Err(Error::Request("--std must be above zero and --mean a number".to_owned()));
+    }
     let mut graph = Graph::new("encoder", onnx::OPSET);
     let dims = [Dim::Symbol("N"), Dim::Fixed(3), Dim::Fixed(side), Dim::Fixed(side)];
     let x = graph.input("pixels", Element::F32, &dims);
-    let (features, width, info) = match arguments.network {
+    let (features, width, described) = match arguments.network {
         Network::EfficientnetLite0 => {
             let path = arguments.weights.as_deref().ok_or_else(|| {
                 Error::Request("efficientnet-lite0 needs --weights FILE.pth".to_owned())
@@ -118,9 +87,9 @@ pub fn run(arguments: &EncoderArguments) -> Result<String> {
                 input_px: side,
                 mean,
                 std,
-                features: arguments.features.iter().map(Pooled::to_string).collect(),
             };
-            (value, width, info)
+            let features = arguments.features.iter().map(Pooled::to_string).collect();
+            (value, width, Described { info, features })
         }
         Network::Tiny => {
             let (value, width) = tiny(&mut graph, &x, arguments.seed)?;
@@ -130,21 +99,19 @@ pub fn run(arguments: &EncoderArguments) -> Result<String> {
                 input_px: side,
                 mean,
                 std,
-                features: vec!["mean:head".to_owned()],
             };
-            (value, width, info)
+            (value, width, Described { info, features: vec!["mean:head".to_owned()] })
         }
     };
-    info.check().map_err(Error::Request)?;
     graph.output("features", &features, Element::F32, &[Dim::Symbol("N"), Dim::Fixed(width)]);
-    let text = serde_json::to_string(&info).map_err(|e| Error::Request(e.to_string()))?;
-    let model = graph.finish(vec![(ENCODER_KEY.to_owned(), text)]);
+    let text = serde_json::to_string(&described).map_err(|e| Error::Request(e.to_string()))?;
+    let model = graph.finish(vec![(METADATA_KEY.to_owned(), text)]);
     onnx::write(&arguments.output, &model)?;
-    Ok(format!("{}: {}, {width} features", arguments.output.display(), info.name))
+    Ok(format!("{}: {}, {width} features", arguments.output.display(), described.info.name))
 }
 
 /// Three values of an option, one a colour.
-pub(super) fn colours(option: &str, values: &[f32]) -> Result<[f32; 3]> {
+fn colours(option: &str, values: &[f32]) -> Result<[f32; 3]> {
     values.try_into().map_err(|_| {
         Error::Request(format!("{option} takes three numbers, for example {option} 0.5,0.5,0.5"))
     })

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use tract_onnx::pb::ModelProto;
-use tract_onnx::tract_hir::internal::DimLike;
 
-use super::encoder::EncoderInfo;
 use super::head::{self, Features};
+use super::inline;
 use super::macs;
 use super::onnx::{Dim, Element, Graph, OPSET, Value, declared_opset};
 use super::unet;
 use super::weights::Checkpoint;
-use super::inline;
 use crate::diffusion::{Config, FeatureMode};
+use crate::foundation::EncoderInfo;
 use crate::predictor::HeadConfig;
 use crate::{Error, Result};
 
@@ -40,6 +39,8 @@ pub struct EncoderPart {
     pub model: ModelProto,
     /// How it is fed.
     pub info: EncoderInfo,
+    /// Features per tile.
+    pub width: usize,
     /// The file it came from, for messages.
     pub path: PathBuf,
 }
@@ -99,9 +100,9 @@ pub fn fuse(parts: Parts) -> Result<Fused> {
         None => Vec::new(),
     };
     let foundation = match parts.encoder {
-        Some(encoder) => Some(graph.scoped("encoder", |graph| {
-            encode(graph, &pixels, side, encoder)
-        })?),
+        Some(encoder) => {
+            Some(graph.scoped("encoder", |graph| encode(graph, &pixels, side, encoder))?)
+        }
         None => None,
     };
     let (config, weights) = (&parts.head, &parts.head_weights);
@@ -135,8 +136,7 @@ fn encode(
     side: usize,
     encoder: EncoderPart,
 ) -> Result<Features> {
-    let EncoderPart { model, info, path } = encoder;
-    let width = feature_width(&model, &path)?;
+    let EncoderPart { model, info, width, path } = encoder;
     let slope: Vec<f32> = info.std.iter().map(|std| 1.0 / (255.0 * std)).collect();
     let offset: Vec<f32> = info.mean.iter().zip(&info.std).map(|(m, s)| -m / s).collect();
     let slope = graph.f32("normalise.slope", &[1, 3, 1, 1], &slope);
@@ -149,20 +149,4 @@ fn encode(
     let features = inline::inline(graph, model, &path, &x)?;
     // Whatever trails the features ([N, F, 1, 1]) is flattened away.
     Ok(Features { value: graph.flatten("flat", &features), width })
-}
-
-/// Features per tile of an encoder.
-pub(super) fn feature_width(model: &ModelProto, path: &std::path::Path) -> Result<usize> {
-    inline::check(model, path)?;
-    let width = macs::typed(model).and_then(|typed| {
-        let fact = typed.output_fact(0)?;
-        let width: Result<usize, _> = fact.shape.iter().skip(1).map(|dim| dim.to_usize()).product();
-        Ok(width?)
-    });
-    width.map_err(|error| {
-        Error::model(
-            path,
-            format!("cannot be run on one image ({error:#}); export it with operators and shapes that tract knows"),
-        )
-    })
 }

@@ -37,13 +37,6 @@ impl Linear {
         })
     }
 
-    fn scaled(mut self, factor: f32) -> Self {
-        for value in self.weight.iter_mut().chain(&mut self.bias) {
-            *value *= factor;
-        }
-        self
-    }
-
     fn write(&self, graph: &mut Graph, hint: &str, x: &Value) -> Features {
         let shape = [self.bias.len(), self.input];
         let value = graph.linear(hint, x, &self.weight, shape, Some(&self.bias));
@@ -69,18 +62,13 @@ pub fn expression(
     let mut members = Vec::with_capacity(config.members);
     for member in 1..=config.members {
         // A single member's tensors bear the published names, without a prefix.
-        let prefix =
-            if config.members > 1 { format!("member{member}.") } else { String::new() };
+        let prefix = if config.members > 1 { format!("member{member}.") } else { String::new() };
         members.push(head.member(graph, &prefix, foundation.as_ref(), diffusion.as_ref())?);
     }
     head.decode(graph, &members)
 }
 
-fn check_inputs(
-    maps: &[Flow],
-    foundation: Option<&Features>,
-    config: &HeadConfig,
-) -> Result<()> {
+fn check_inputs(maps: &[Flow], foundation: Option<&Features>, config: &HeadConfig) -> Result<()> {
     let channels: Vec<usize> = maps.iter().map(|map| map.channels).collect();
     if channels != config.branch_channels {
         return Err(Error::Request(format!(
@@ -238,48 +226,51 @@ impl Head<'_> {
         foundation: &Features,
         diffusion: &Features,
     ) -> Result<Features> {
-        let layer = |name: &str, out: usize, input: usize| {
-            Linear::read(self.weights, &format!("{prefix}{name}"), out, input)
-        };
         let hint = |name: &str| format!("{prefix}{name}");
-        let (fm, diff) = (foundation.width, diffusion.width);
-        let value = match self.config.fusion {
+        let layer = |name: &str, out: usize, input: usize| {
+            Linear::read(self.weights, &hint(name), out, input)
+        };
+        let kind = self.config.fusion;
+        let fm = foundation.width;
+        let projects = kind == FusionKind::GatedResidual
+            || self.config.projected
+            || (kind == FusionKind::Add && fm != diffusion.width);
+        let seen = if projects {
+            let projection = layer("fusion_proj", fm, diffusion.width)?;
+            projection.write(graph, &hint("fusion_proj"), &diffusion.value)
+        } else {
+            diffusion.clone()
+        };
+        let value = match kind {
             FusionKind::GatedResidual => {
                 let both = [&foundation.value, &diffusion.value];
                 let both = graph.concat(&hint("gate.input"), &both, 1);
-                let gate = layer("gate.0", fm, fm + diff)?.write(graph, &hint("gate.0"), &both);
+                let gate = layer("gate.0", fm, fm + diffusion.width)?;
+                let gate = gate.write(graph, &hint("gate.0"), &both);
                 let gate = graph.op("Sigmoid", &hint("gate"), &[&gate.value], vec![]);
-                let residual = layer("fusion_proj", fm, diff)?;
-                let residual = residual.write(graph, &hint("fusion_proj"), &diffusion.value);
-                let residual = graph.mul(&hint("gated"), &residual.value, &gate);
+                let residual = graph.mul(&hint("gated"), &seen.value, &gate);
                 graph.add(&hint("fused"), &foundation.value, &residual)
             }
             FusionKind::Concat => {
                 let c = graph.scalar(&hint("c"), f64::from(self.share(prefix)?));
-                let weighted = graph.mul(&hint("weighted"), &diffusion.value, &c);
+                let weighted = graph.mul(&hint("weighted"), &seen.value, &c);
                 let value = graph.concat(&hint("fused"), &[&foundation.value, &weighted], 1);
-                return Ok(Features { value, width: fm + diff });
+                return Ok(Features { value, width: fm + seen.width });
             }
             FusionKind::Add => {
-                let share = self.share(prefix)?;
-                let name = hint("fusion_proj");
-                let rest = if self.weights.has(&format!("{name}.weight")) {
-                    let projection = layer("fusion_proj", fm, diff)?.scaled(1.0 - share);
-                    projection.write(graph, &name, &diffusion.value).value
-                } else {
-                    let rest = graph.scalar(&hint("c.rest"), f64::from(1.0 - share));
-                    graph.mul(&hint("weighted"), &diffusion.value, &rest)
-                };
-                let c = graph.scalar(&hint("c"), f64::from(share));
-                let main = graph.mul(&hint("foundation"), &foundation.value, &c);
+                let share = f64::from(self.share(prefix)?);
+                let c = graph.scalar(&hint("c"), share);
+                let rest = graph.scalar(&hint("c.rest"), 1.0 - share);
+                let main = graph.mul(&hint("weighted_foundation"), &foundation.value, &c);
+                let rest = graph.mul(&hint("weighted_diffusion"), &seen.value, &rest);
                 graph.add(&hint("fused"), &main, &rest)
             }
             FusionKind::Film => {
-                let mut gamma = layer("film_gamma", fm, diff)?;
+                let mut gamma = layer("film_gamma", fm, seen.width)?;
                 gamma.bias.iter_mut().for_each(|bias| *bias += 1.0);
-                let gamma = gamma.write(graph, &hint("film_gamma"), &diffusion.value);
-                let beta = layer("film_beta", fm, diff)?;
-                let beta = beta.write(graph, &hint("film_beta"), &diffusion.value);
+                let gamma = gamma.write(graph, &hint("film_gamma"), &seen.value);
+                let beta = layer("film_beta", fm, seen.width)?;
+                let beta = beta.write(graph, &hint("film_beta"), &seen.value);
                 let scaled = graph.mul(&hint("modulated"), &foundation.value, &gamma.value);
                 graph.add(&hint("fused"), &scaled, &beta.value)
             }
@@ -329,5 +320,177 @@ impl Head<'_> {
             }
             None => expression.value,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use burn::tensor::{Device, TensorData};
+    use tract_onnx::prelude::Tensor;
+
+    use super::super::onnx::{Dim, Element, OPSET};
+    use super::super::testing::{Loaded, assert_close, row};
+    use super::*;
+    use crate::diffusion::{Array, Weights};
+    use crate::predictor::{Head as Trained, Inputs};
+
+    /// A head over given maps `(channels, side)`, as a graph of its own.
+    fn load(config: &HeadConfig, weights: &Checkpoint, maps: &[(usize, usize)]) -> Loaded {
+        let mut graph = Graph::new("head", OPSET);
+        let flows: Vec<Flow> = maps
+            .iter()
+            .enumerate()
+            .map(|(index, &(channels, side))| {
+                let dims = [channels, side, side].map(Dim::Fixed);
+                let dims = [&[Dim::Symbol("N")], &dims[..]].concat();
+                let value = graph.input(&format!("map{index}"), Element::F32, &dims);
+                // A pending factor: the branches have to make up for it.
+                let half = graph.scalar("half", 0.5);
+                let value = graph.mul("halved", &value, &half);
+                Flow { value, scale: 2.0, channels, side }
+            })
+            .collect();
+        let width = config.foundation_dim;
+        let foundation = (width > 0).then(|| {
+            let dims = [Dim::Symbol("N"), Dim::Fixed(width)];
+            Features { value: graph.input("foundation", Element::F32, &dims), width }
+        });
+        let out = expression(&mut graph, &flows, foundation.as_ref(), config, weights).unwrap();
+        let dims = [Dim::Symbol("N"), Dim::Fixed(config.genes)];
+        graph.output("expression", &out, Element::F32, &dims);
+        Loaded::new(&graph.finish(Vec::new()))
+    }
+
+    #[test]
+    fn gated_head_is_the_references() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/fusion_gated");
+        let config = HeadConfig::load(&folder.join("config.json")).unwrap();
+        let weights = Checkpoint::read(&folder.join("weights.safetensors")).unwrap();
+        let io = Weights::load(&folder.join("io.safetensors")).unwrap();
+        let names = ["coarsest", "1", "2", "finest"].map(|name| format!("features.{name}"));
+        let arrays: Vec<&Array> = names.iter().map(|name| io.get(name).unwrap()).collect();
+        let maps: Vec<_> = arrays.iter().map(|a| (a.shape[1], a.shape[2])).collect();
+        let loaded = load(&config, &weights, &maps);
+        let expected = io.get("prediction").unwrap();
+        for index in 0..expected.shape[0] {
+            let mut inputs: Vec<Tensor> = arrays
+                .iter()
+                .map(|a| {
+                    let shape = [1, a.shape[1], a.shape[2], a.shape[3]];
+                    Tensor::from_shape(&shape, row(a, index)).unwrap()
+                })
+                .collect();
+            let foundation = row(io.get("foundation").unwrap(), index);
+            inputs.push(Tensor::from_shape(&[1, foundation.len()], foundation).unwrap());
+            let found = &loaded.run(inputs)[0].1;
+            assert_close(row(expected, index), found, expected.max_abs(), "prediction");
+        }
+    }
+
+    /// Values between -1 and 1 that differ from place to place.
+    fn values(count: usize, salt: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + salt * 101) as f32 * 0.7).sin()).collect()
+    }
+
+    fn agrees_with_training(change: impl Fn(&mut serde_json::Value)) {
+        let mut shape = serde_json::json!({
+            "fusion": "gated_residual", "c": 0.3, "c_learnable": true, "genes": 7,
+            "branch_channels": [6, 4], "branch_out": 4, "groups": 2, "foundation_dim": 5,
+        });
+        change(&mut shape);
+        let config: HeadConfig = serde_json::from_value(shape.clone()).unwrap();
+        let device = Device::flex();
+        let origin = Path::new("test");
+        let mut weights = Trained::seeded(&config, 3, &device).to_weights();
+        let names: Vec<String> = weights.iter().map(|(name, _)| name.to_owned()).collect();
+        for (salt, name) in names.iter().enumerate() {
+            // Constants that training sets start at the identity, which would hide mistakes.
+            if name.contains("norm") || name.starts_with("components") {
+                let array = weights.get(name).unwrap().clone();
+                let data = values(array.data.len(), salt).iter().map(|v| 1.5 + v).collect();
+                weights.insert(name.clone(), Array::new(array.shape, data));
+            }
+        }
+        let trained = Trained::from_weights(&config, &weights, origin, &device).unwrap();
+        let sides = [3, 6];
+        let maps: Vec<(usize, usize)> = config.branch_channels.iter().copied().zip(sides).collect();
+        let mut burn_maps = Vec::new();
+        let mut inputs = Vec::new();
+        for (salt, &(channels, side)) in maps.iter().enumerate() {
+            let data = values(channels * side * side, salt);
+            let shape = [1, channels, side, side];
+            inputs.push(Tensor::from_shape(&shape, &data).unwrap());
+            burn_maps.push(burn::tensor::Tensor::<4>::from_data(
+                TensorData::new(data, shape.to_vec()),
+                &device,
+            ));
+        }
+        let width = config.foundation_dim;
+        let data = values(width, 9);
+        let mut foundation = None;
+        if width > 0 {
+            inputs.push(Tensor::from_shape(&[1, width], &data).unwrap());
+            foundation = Some(burn::tensor::Tensor::<2>::from_data(
+                TensorData::new(data, vec![1, width]),
+                &device,
+            ));
+        }
+        let expected = trained.forward(&Inputs { maps: burn_maps, foundation }).unwrap();
+        let expected: Vec<f32> = expected.into_data().into_vec().unwrap();
+        let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let found = load(&config, &Checkpoint::new(origin, weights), &maps).run(inputs);
+        assert_close(&expected, &found[0].1, largest, &shape.to_string());
+    }
+
+    #[test]
+    fn every_fusion_agrees_with_training() {
+        for fusion in ["gated_residual", "concat", "add", "film"] {
+            agrees_with_training(|shape| shape["fusion"] = fusion.into());
+            agrees_with_training(|shape| {
+                shape["fusion"] = fusion.into();
+                shape["projected"] = true.into();
+            });
+            agrees_with_training(|shape| {
+                shape["fusion"] = fusion.into();
+                shape["c_learnable"] = false.into();
+                shape["foundation_width"] = 8.into();
+            });
+        }
+    }
+
+    #[test]
+    fn richer_heads_agree_with_training() {
+        agrees_with_training(|shape| {
+            shape["standardized"] = true.into();
+            shape["hidden"] = serde_json::json!([6, 3]);
+            shape["linear_skip"] = true.into();
+            shape["components"] = 2.into();
+            shape["members"] = 3.into();
+        });
+        agrees_with_training(|shape| {
+            shape["branch_channels"] = serde_json::json!([]);
+            shape["standardized"] = true.into();
+            shape["members"] = 2.into();
+        });
+        agrees_with_training(|shape| {
+            shape["foundation_dim"] = 0.into();
+            shape["hidden"] = serde_json::json!([4]);
+        });
+    }
+
+    #[test]
+    fn features_of_another_network_are_refused() {
+        let config: HeadConfig = serde_json::from_value(serde_json::json!({
+            "fusion": "concat", "genes": 2, "branch_channels": [], "foundation_dim": 5,
+        }))
+        .unwrap();
+        let mut graph = Graph::new("head", OPSET);
+        let value = graph.input("foundation", Element::F32, &[Dim::Symbol("N"), Dim::Fixed(4)]);
+        let features = Features { value, width: 4 };
+        let weights = Checkpoint::new(Path::new("test"), Weights::new());
+        let error = expression(&mut graph, &[], Some(&features), &config, &weights);
+        assert!(error.unwrap_err().to_string().contains("4 features"));
     }
 }

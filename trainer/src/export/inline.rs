@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
-use tract_onnx::pb::{tensor_proto::DataLocation, type_proto};
 
 use super::onnx::{Graph, Value, declared_opset};
 use crate::{Error, Result};
@@ -43,26 +43,6 @@ pub fn check(model: &ModelProto, path: &Path) -> Result<()> {
     }
     only_input(model, path)?;
     Ok(())
-}
-
-/// Lengths of the only input's dimensions; 0 where the file leaves one open.
-pub fn input_shape(model: &ModelProto, path: &Path) -> Result<Vec<usize>> {
-    use tract_onnx::pb::tensor_shape_proto::dimension::Value as Length;
-    let input = only_input(model, path)?;
-    let Some(type_proto::Value::TensorType(tensor)) =
-        input.r#type.as_ref().and_then(|kind| kind.value.as_ref())
-    else {
-        return Ok(Vec::new());
-    };
-    Ok(tensor
-        .shape
-        .iter()
-        .flat_map(|shape| &shape.dim)
-        .map(|dim| match dim.value {
-            Some(Length::DimValue(length)) => usize::try_from(length).unwrap_or(0),
-            _ => 0,
-        })
-        .collect())
 }
 
 /// Adds the model's nodes in the graph's current scope, with `x` as its input; returns its first

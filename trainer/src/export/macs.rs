@@ -8,16 +8,18 @@ use tract_onnx::tract_core::internal::Cost;
 use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 
-/// The model with its first dimension fixed to one tile, shapes and types known.
+/// The model with the inputs' first dimension fixed to one tile, shapes and types known.
 ///
 /// # Errors
 /// If the graph is not one tract can type; the message says where.
 pub fn typed(model: &ModelProto) -> TractResult<TypedModel> {
     // Outputs are declared for any number of tiles; here their shapes follow from the input.
     let mut model = onnx().with_ignore_output_shapes(true).model_for_proto_model(model)?;
-    let mut fact = model.input_fact(0)?.clone();
-    fact.shape.set_dim(0, 1.to_dim());
-    model.set_input_fact(0, fact)?;
+    for index in 0..model.input_outlets()?.len() {
+        let mut fact = model.input_fact(index)?.clone();
+        fact.shape.set_dim(0, 1.to_dim());
+        model.set_input_fact(index, fact)?;
+    }
     model.into_typed()
 }
 

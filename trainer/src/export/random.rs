@@ -6,8 +6,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Normal};
 
-use super::fused::{EncoderPart, Parts, UnetPart, feature_width};
-use super::record::TrainingRecord;
+use super::fused::{EncoderPart, Parts, UnetPart};
+use super::record::HeadFacts;
 use super::weights::Checkpoint;
 use crate::diffusion::config::Role;
 use crate::diffusion::{Array, Config, FeatureMode, Weights};
@@ -28,43 +28,36 @@ pub fn parts(
     encoder: Option<EncoderPart>,
     mode: FeatureMode,
     seed: u64,
-) -> Result<(Parts, TrainingRecord)> {
+) -> Result<(Parts, HeadFacts)> {
     let config = Config::preset(preset)?;
     let mut random = Random(StdRng::seed_from_u64(seed));
     let weights = random.unet(&config)?;
     let (_, decoder) = config.blocks();
-    let foundation_dim = match &encoder {
-        Some(encoder) => feature_width(&encoder.model, &encoder.path)?,
-        None => 0,
-    };
-    let head = HeadConfig {
-        fusion: FusionKind::GatedResidual,
-        c: 1.0,
-        c_learnable: false,
-        genes,
-        branch_channels: decoder.iter().filter(|b| b.feature).map(|b| b.out_channels).collect(),
-        branch_out: BRANCH.0,
-        groups: BRANCH.1,
-        foundation_dim,
-        standardized: false,
-        foundation_width: None,
-        hidden: vec![HIDDEN],
-        linear_skip: false,
-        dropout: 0.0,
-        input_dropout: 0.0,
-        components: None,
-        members: 1,
-    };
+    let foundation_dim = encoder.as_ref().map_or(0, |encoder| encoder.width);
+    let levels: Vec<usize> =
+        decoder.iter().filter(|block| block.feature).map(|block| block.out_channels).collect();
+    let head = serde_json::json!({
+        "fusion": FusionKind::GatedResidual, "genes": genes, "branch_channels": levels,
+        "branch_out": BRANCH.0, "groups": BRANCH.1, "foundation_dim": foundation_dim,
+        "hidden": [HIDDEN],
+    });
+    let head: HeadConfig =
+        serde_json::from_value(head).map_err(|error| Error::Request(error.to_string()))?;
     let head_weights = random.head(&head)?;
-    let record = TrainingRecord {
+    let record = HeadFacts {
         panel: (1..=genes).map(|gene| format!("GENE{gene}")).collect(),
+        unit: "none (random weights)".to_owned(),
+        slides: Vec::new(),
+        dataset: "none".to_owned(),
+        source: "random weights".to_owned(),
+        license: "CC0-1.0".to_owned(),
         tile_px: config.img_resolution,
         um_per_px: 0.5,
-        unit: "none (random weights)".to_owned(),
-        training_data: Vec::new(),
+        unet: None,
+        encoder: None,
+        colour: None,
         seed,
-        config_sha256: String::new(),
-        confidence: None,
+        training_sha256: String::new(),
     };
     let origin = Path::new("random weights");
     let unet = UnetPart { weights: Checkpoint::new(origin, weights), mode, config };

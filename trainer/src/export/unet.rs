@@ -410,19 +410,19 @@ fn pixel_norm(graph: &mut Graph, hint: &str, x: &Value, axis: i64, epsilon: f64)
 mod tests {
     use std::path::PathBuf;
 
-    use tract_onnx::prelude::{IntoRunnable, Tensor, tvec};
+    use tract_onnx::prelude::Tensor;
 
-    use super::super::macs;
-    use super::super::onnx::{Dim, Element, OPSET};
+    use super::super::onnx::{Dim, Element, Model, OPSET};
+    use super::super::testing::{Loaded, assert_close, row};
     use super::*;
-    use crate::diffusion::{Array, Weights};
+    use crate::diffusion::Weights;
 
     fn fixture() -> PathBuf {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/edm2_small")
     }
 
     /// The features' graph of the reference network, one output a level.
-    fn graph(mode: FeatureMode) -> (Config, super::super::onnx::Model) {
+    fn graph(mode: FeatureMode) -> (Config, Model) {
         let config = Config::load(&fixture()).unwrap();
         let weights = Checkpoint::read(&fixture().join("weights.safetensors")).unwrap();
         let mut graph = Graph::new("features", OPSET);
@@ -443,31 +443,18 @@ mod tests {
 
     fn agree(mode: FeatureMode, prefix: &str) {
         let (config, model) = graph(mode);
-        let typed = macs::typed(&model).unwrap();
-        let names: Vec<String> =
-            model.graph.unwrap().output.into_iter().map(|output| output.name).collect();
-        let model = typed.into_optimized().unwrap().into_runnable().unwrap();
+        let loaded = Loaded::new(&model);
         let io = Weights::load(&fixture().join("io.safetensors")).unwrap();
         let images = io.get("image_u8").unwrap();
-        let (count, side) = (images.shape[0], config.img_resolution);
-        for index in 0..count {
-            let one: Vec<u8> = image(images, index).iter().map(|&v| v as u8).collect();
-            let tensor = Tensor::from_shape(&[1, 3, side, side], &one).unwrap();
-            let outputs = model.run(tvec!(tensor.into())).unwrap();
-            for (name, output) in names.iter().zip(&outputs) {
+        let side = config.img_resolution;
+        for index in 0..images.shape[0] {
+            let one: Vec<u8> = row(images, index).iter().map(|&v| v as u8).collect();
+            let outputs = loaded.run(vec![Tensor::from_shape(&[1, 3, side, side], &one).unwrap()]);
+            for (name, output) in outputs {
                 let expected = io.get(&format!("{prefix}.{name}_block1")).unwrap();
-                let output = output.to_plain_array_view::<f32>().unwrap();
-                let largest = expected.max_abs();
-                for (a, b) in image(expected, index).iter().zip(output.iter()) {
-                    assert!((a - b).abs() <= 1e-4 * largest, "{name}: {a} and {b} of {largest}");
-                }
+                assert_close(row(expected, index), &output, expected.max_abs(), &name);
             }
         }
-    }
-
-    fn image(array: &Array, index: usize) -> &[f32] {
-        let length = array.data.len() / array.shape[0];
-        &array.data[index * length..(index + 1) * length]
     }
 
     #[test]
