@@ -22,6 +22,10 @@ enum Command {
     Verify(numerics::Args),
     /// Write a frozen image encoder as an ONNX file
     Encoder(export::encoder::EncoderArguments),
+    /// Write the fused predictor as one ONNX file
+    Export(Box<export::command::ExportArguments>),
+    /// Compare an exported predictor with the modules it was made from
+    CheckExport(Box<export::check::CheckArguments>),
 }
 
 fn run(command: Command) -> Result<()> {
@@ -30,6 +34,8 @@ fn run(command: Command) -> Result<()> {
         Command::Pretrain(args) => train::pretrain::run(&args),
         Command::Verify(args) => numerics::run(&args),
         Command::Encoder(args) => export::encoder::run(&args).map(tell),
+        Command::Export(args) => export::command::run(&args).map(tell),
+        Command::CheckExport(args) => export::check::run(&args).map(tell),
     }
 }
 

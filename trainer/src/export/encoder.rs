@@ -1,6 +1,6 @@
 //! `encoder`: a frozen image encoder as an ONNX file, with what is needed to feed it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use rand::SeedableRng;
@@ -65,49 +65,59 @@ pub struct EncoderArguments {
 
 /// Runs `encoder`; returns a sentence for the user.
 pub fn run(arguments: &EncoderArguments) -> Result<String> {
-    let side = usize::from(arguments.input_px);
+    let input_px = usize::from(arguments.input_px);
     let (mean, std) = (colours("--mean", &arguments.mean)?, colours("--std", &arguments.std)?);
     if !std.iter().all(|&v| v.is_finite() && v > 0.0) || !mean.iter().all(|v| v.is_finite()) {
         return Err(Error::Request("--std must be above zero and --mean a number".to_owned()));
     }
+    let (name, license, features) = match arguments.network {
+        Network::EfficientnetLite0 => (
+            "EfficientNet-Lite0 (ImageNet)".to_owned(),
+            "Apache-2.0",
+            arguments.features.iter().map(Pooled::to_string).collect(),
+        ),
+        Network::Tiny => (
+            format!("tiny random encoder (seed {})", arguments.seed),
+            "CC0-1.0",
+            vec!["mean:head".to_owned()],
+        ),
+    };
+    let (network, weights, seed) =
+        (arguments.network, arguments.weights.as_deref(), arguments.seed);
+    let (mut model, width) = build(network, weights, input_px, &arguments.features, seed)?;
+    let info = EncoderInfo { name, license: license.to_owned(), input_px, mean, std };
+    let message = format!("{}: {}, {width} features", arguments.output.display(), info.name);
+    let text = serde_json::to_string(&Described { info, features })
+        .map_err(|error| Error::Request(error.to_string()))?;
+    onnx::set_properties(&mut model, vec![(METADATA_KEY.to_owned(), text)]);
+    onnx::write(&arguments.output, &model)?;
+    Ok(message)
+}
+
+/// Builds a network for images of `side` pixels; returns it and the number of its features.
+/// `weights` and `features` are EfficientNet's, `seed` the tiny network's.
+pub(super) fn build(
+    network: Network,
+    weights: Option<&Path>,
+    side: usize,
+    features: &[Pooled],
+    seed: u64,
+) -> Result<(onnx::Model, usize)> {
     let mut graph = Graph::new("encoder", onnx::OPSET);
     let dims = [Dim::Symbol("N"), Dim::Fixed(3), Dim::Fixed(side), Dim::Fixed(side)];
     let x = graph.input("pixels", Element::F32, &dims);
-    let (features, width, described) = match arguments.network {
+    let (value, width) = match network {
         Network::EfficientnetLite0 => {
-            let path = arguments.weights.as_deref().ok_or_else(|| {
+            let path = weights.ok_or_else(|| {
                 Error::Request("efficientnet-lite0 needs --weights FILE.pth".to_owned())
             })?;
             let weights = Checkpoint::new(path, pytorch::read(path)?);
-            let (value, width) =
-                efficientnet::features(&mut graph, &x, side, &weights, &arguments.features)?;
-            let info = EncoderInfo {
-                name: "EfficientNet-Lite0 (ImageNet)".to_owned(),
-                license: "Apache-2.0".to_owned(),
-                input_px: side,
-                mean,
-                std,
-            };
-            let features = arguments.features.iter().map(Pooled::to_string).collect();
-            (value, width, Described { info, features })
+            efficientnet::features(&mut graph, &x, side, &weights, features)?
         }
-        Network::Tiny => {
-            let (value, width) = tiny(&mut graph, &x, arguments.seed)?;
-            let info = EncoderInfo {
-                name: format!("tiny random encoder (seed {})", arguments.seed),
-                license: "CC0-1.0".to_owned(),
-                input_px: side,
-                mean,
-                std,
-            };
-            (value, width, Described { info, features: vec!["mean:head".to_owned()] })
-        }
+        Network::Tiny => tiny(&mut graph, &x, seed)?,
     };
-    graph.output("features", &features, Element::F32, &[Dim::Symbol("N"), Dim::Fixed(width)]);
-    let text = serde_json::to_string(&described).map_err(|e| Error::Request(e.to_string()))?;
-    let model = graph.finish(vec![(METADATA_KEY.to_owned(), text)]);
-    onnx::write(&arguments.output, &model)?;
-    Ok(format!("{}: {}, {width} features", arguments.output.display(), described.info.name))
+    graph.output("features", &value, Element::F32, &[Dim::Symbol("N"), Dim::Fixed(width)]);
+    Ok((graph.finish(Vec::new()), width))
 }
 
 /// Three values of an option, one a colour.

@@ -150,3 +150,103 @@ fn encode(
     // Whatever trails the features ([N, F, 1, 1]) is flattened away.
     Ok(Features { value: graph.flatten("flat", &features), width })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::tensor::{Device, TensorData};
+    use tract_onnx::prelude::Tensor;
+
+    use super::super::encoder::{self, Network};
+    use super::super::random;
+    use super::super::testing::{Loaded, assert_close};
+    use super::*;
+    use crate::diffusion::{Parameters, UNet};
+    use crate::foundation::normalise;
+    use crate::predictor::{Head, Inputs};
+
+    fn tiny_encoder(side: usize) -> EncoderPart {
+        let info = EncoderInfo {
+            name: "tiny".to_owned(),
+            license: "CC0-1.0".to_owned(),
+            input_px: side,
+            mean: [0.5, 0.4, 0.3],
+            std: [0.2, 0.5, 0.6],
+        };
+        let (model, width) = encoder::build(Network::Tiny, None, side, &[], 5).unwrap();
+        EncoderPart { model, info, width, path: "tiny.onnx".into() }
+    }
+
+    fn image(side: usize) -> Vec<u8> {
+        (0..side * side * 3).map(|i| (128.0 + 127.0 * (i as f32 * 0.37).sin()) as u8).collect()
+    }
+
+    #[test]
+    fn one_graph_is_the_modules_it_was_made_from() {
+        let encoder = tiny_encoder(32);
+        let (parts, facts) =
+            random::parts("tiny", 6, Some(encoder.clone()), FeatureMode::Consistent, 7).unwrap();
+        let side = facts.tile_px;
+        let image = image(side);
+
+        let device = Device::flex();
+        let unet = parts.unet.clone().unwrap();
+        let weights = unet.weights.weights();
+        let parameters = Parameters::from_weights(&unet.config, weights, &device).unwrap();
+        let network = UNet::new(&unet.config, &parameters.effective()).unwrap();
+        let planes =
+            normalise(&image.iter().map(|&v| f32::from(v)).collect::<Vec<_>>(), [0.5; 3], [0.5; 3]);
+        let shape = vec![1, 3, side, side];
+        let x0 = burn::tensor::Tensor::<4>::from_data(TensorData::new(planes, shape), &device);
+        let maps = network.features(x0);
+        let normal = normalise(
+            &image.iter().map(|&v| f32::from(v)).collect::<Vec<_>>(),
+            encoder.info.mean,
+            encoder.info.std,
+        );
+        let normal = Tensor::from_shape(&[1, 3, side, side], &normal).unwrap();
+        let features = Loaded::new(&encoder.model).run(vec![normal]).remove(0).1;
+        let shape = vec![1, features.len()];
+        let foundation =
+            burn::tensor::Tensor::<2>::from_data(TensorData::new(features, shape), &device);
+        let head = Head::from_weights(
+            &parts.head,
+            parts.head_weights.weights(),
+            Path::new("head"),
+            &device,
+        )
+        .unwrap();
+        let expected = head.forward(&Inputs { maps, foundation: Some(foundation) }).unwrap();
+        let expected: Vec<f32> = expected.into_data().into_vec().unwrap();
+
+        let fused = fuse(parts).unwrap();
+        let names: Vec<&String> = fused.macs.keys().collect();
+        assert_eq!(names, ["encoder", "head", "unet"]);
+        let input = Tensor::from_shape(&[1, side, side, 3], &image).unwrap();
+        let found = Loaded::new(&fused.model).run(vec![input]);
+        assert_eq!(found[0].0, OUTPUT);
+        let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert_close(&expected, &found[0].1, largest, OUTPUT);
+    }
+
+    #[test]
+    fn an_encoder_of_another_size_sees_the_image_resized() {
+        let encoder = tiny_encoder(16);
+        let (parts, facts) =
+            random::parts("tiny", 3, Some(encoder), FeatureMode::Consistent, 1).unwrap();
+        let fused = fuse(parts).unwrap();
+        let side = facts.tile_px;
+        let input = Tensor::from_shape(&[1, side, side, 3], &image(side)).unwrap();
+        let found = Loaded::new(&fused.model).run(vec![input]);
+        assert!(found[0].1.iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn a_unet_for_other_tiles_is_refused() {
+        let (mut parts, _) = random::parts("tiny", 3, None, FeatureMode::Consistent, 1).unwrap();
+        parts.tile_px = 64;
+        let message = fuse(parts).unwrap_err().to_string();
+        assert!(message.contains("64 px"), "{message}");
+    }
+}

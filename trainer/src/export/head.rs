@@ -134,10 +134,10 @@ impl Head<'_> {
             let x = graph.op("InstanceNormalization", "norm", &[&x, &ones, &zeros], vec![epsilon]);
             let side = map.side as i64;
             let x = graph.reshape("map", &x, &[0, out as i64, side, side]);
-            let gamma = graph.f32("norm.gamma", &[1, out, 1, 1], gamma);
-            let beta = graph.f32("norm.beta", &[1, out, 1, 1], beta);
-            let x = graph.mul("norm.scaled", &x, &gamma);
-            let x = graph.add("norm.shifted", &x, &beta);
+            let gamma = graph.f32("gamma", &[1, out, 1, 1], gamma);
+            let beta = graph.f32("beta", &[1, out, 1, 1], beta);
+            let x = graph.mul("scaled", &x, &gamma);
+            let x = graph.add("shifted", &x, &beta);
             let x = graph.silu("silu", &x);
             graph.spatial_mean("pooled", &x)
         }))

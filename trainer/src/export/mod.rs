@@ -3,7 +3,8 @@
 //! [`onnx`] builds graphs and [`inline`] takes in those of others. [`unet`] and [`head`] write
 //! their parts of the fused predictor, [`fused`] joins them and [`macs`] counts the work;
 //! [`command`] is `export`. [`encoder`] writes an image encoder from the weights that [`pytorch`]
-//! reads. [`record`] is what training leaves for the metadata; [`check`] compares an exported file with the modules it was made from.
+//! reads. [`record`] is what training leaves for the metadata; [`check`] compares an exported
+//! file with the modules it was made from.
 
 pub mod check;
 pub mod command;

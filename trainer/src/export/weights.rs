@@ -23,6 +23,11 @@ impl Checkpoint {
         Ok(Self::new(path, Weights::load(path)?))
     }
 
+    /// All tensors.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
     /// Whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
         self.weights.get(name).is_some()
