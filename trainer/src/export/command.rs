@@ -71,8 +71,8 @@ pub struct ExportArguments {
     #[arg(long, default_value = "1.0.0")]
     model_version: String,
     /// Licence of the weights.
-    #[arg(long, default_value = "not stated")]
-    license: String,
+    #[arg(long = "license", value_name = "TEXT", default_value = "not stated")]
+    model_license: String,
     /// JSON of `evaluate`, whose held-out figures go into the metadata.
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -235,7 +235,7 @@ fn metadata(
         precision: "float32".to_owned(),
         quantization: None,
         macs_per_tile,
-        license: arguments.license.clone(),
+        license: arguments.model_license.clone(),
         metrics: held_out.metrics,
         gene_pearson,
         provenance: Provenance {
@@ -270,4 +270,44 @@ fn summary(path: &Path, fused: &Fused, megabytes: f64) -> String {
     let total = fused.total_macs() as f64 / 1e6;
     lines.push(format!("  {:8} {total:9.2} MMAC per tile", "in all"));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        arguments: ExportArguments,
+    }
+
+    #[test]
+    fn arguments_do_not_contradict_each_other() {
+        Program::command().debug_assert();
+        let words = ["p", "--random", "--name", "n", "-o"];
+        assert!(Program::try_parse_from(words).is_err());
+    }
+
+    #[test]
+    fn a_random_model_opens_as_a_predictor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("random.onnx");
+        let output = path.to_str().unwrap();
+        let words =
+            ["p", "--random", "--preset", "tiny", "--genes", "4", "--name", "n", "-o", output];
+        let program = Program::try_parse_from(words).unwrap();
+        let told = run(&program.arguments).unwrap();
+        assert!(told.contains("unet") && told.contains("in all"), "{told}");
+        let model = diffbulk::model::Model::open(&path).unwrap();
+        assert_eq!(model.metadata().panel.len(), 4);
+        let macs = diffbulk::model::graph::macs(model.file().proto(), &model.input_shape());
+        assert_eq!(macs.unwrap(), model.metadata().macs_per_tile);
+
+        let limited = [&words[..], &["--max-gmac", "0.000001"]].concat();
+        let program = Program::try_parse_from(limited).unwrap();
+        assert!(run(&program.arguments).unwrap_err().to_string().contains("GMAC"));
+    }
 }
