@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use diffbulk_trainer::{Result, data, export, numerics, train};
+use diffbulk_trainer::{Result, data, evaluate, export, numerics, train};
 
 /// Trains DiffBulk models and exports them as ONNX files.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ struct Arguments {
 enum Command {
     Prepare(data::prepare::PrepareArgs),
     Pretrain(train::pretrain::PretrainArgs),
+    Finetune(train::finetune::FinetuneArgs),
+    Evaluate(evaluate::run::EvaluateArgs),
     /// Check the numbers of this build against a directory of reference tensors
     Verify(numerics::Args),
     /// Write a frozen image encoder as an ONNX file
@@ -32,6 +34,8 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Prepare(args) => data::prepare::run(&args),
         Command::Pretrain(args) => train::pretrain::run(&args),
+        Command::Finetune(args) => train::finetune::run(&args),
+        Command::Evaluate(args) => evaluate::run::run(&args),
         Command::Verify(args) => numerics::run(&args),
         Command::Encoder(args) => export::encoder::run(&args).map(tell),
         Command::Export(args) => export::command::run(&args).map(tell),

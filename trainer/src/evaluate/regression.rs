@@ -189,6 +189,21 @@ impl DualRidge {
     }
 }
 
+/// Takes the mean row of every section off its rows.
+pub fn subtract_section_means(matrix: &mut DMatrix<f64>, sections: &[String]) {
+    let mut names: Vec<&String> = sections.iter().collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        let rows: Vec<usize> = (0..sections.len()).filter(|&i| sections[i] == *name).collect();
+        let mean = matrix.select_rows(&rows).row_mean();
+        for row in rows {
+            let centred = matrix.row(row) - &mean;
+            matrix.set_row(row, &centred);
+        }
+    }
+}
+
 /// Rows of several matrices side by side.
 pub fn beside(blocks: &[&DMatrix<f64>]) -> DMatrix<f64> {
     let rows = blocks.first().map_or(0, |b| b.nrows());

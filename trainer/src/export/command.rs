@@ -135,7 +135,7 @@ impl PartArguments {
     pub fn load(&self, head: &Path, facts: &HeadFacts) -> Result<Parts> {
         let config = HeadConfig::load(&head.join(CONFIG_FILE))?;
         let mut parts = Parts {
-            tile_px: facts.tile_px,
+            tile_px: facts.exported.tile_px,
             unet: None,
             encoder: None,
             head_weights: Checkpoint::read(&head.join(WEIGHTS_FILE))?,
@@ -187,11 +187,11 @@ pub fn run(arguments: &ExportArguments) -> Result<String> {
             random::parts(&arguments.preset, genes, encoder, mode, arguments.seed)?
         }
     };
-    if facts.panel.len() != parts.head.genes {
+    if facts.exported.panel.len() != parts.head.genes {
         return Err(Error::Request(format!(
             "the head predicts {} genes and its panel names {}; train it again",
             parts.head.genes,
-            facts.panel.len()
+            facts.exported.panel.len()
         )));
     }
     let encoder = parts.encoder.as_ref().map_or_else(
@@ -221,17 +221,19 @@ fn metadata(
 ) -> Metadata {
     // Only genes of the panel: an evaluation may have chosen others in its folds.
     let mut gene_pearson = held_out.gene_pearson;
-    gene_pearson.retain(|gene, _| facts.panel.contains(gene));
+    let training_data = facts.training_data();
+    let record = facts.exported;
+    gene_pearson.retain(|gene, _| record.panel.contains(gene));
     Metadata {
         schema_version: SCHEMA_VERSION,
         name: arguments.name.clone(),
         version: arguments.model_version.clone(),
-        training_data: facts.training_data(),
-        confidence: facts.confidence(),
-        panel: facts.panel,
-        tile_px: facts.tile_px as u32,
-        um_per_px: facts.um_per_px,
-        unit: facts.unit,
+        training_data,
+        confidence: record.confidence,
+        panel: record.panel,
+        tile_px: record.tile_px as u32,
+        um_per_px: record.um_per_px,
+        unit: record.unit,
         precision: "float32".to_owned(),
         quantization: None,
         macs_per_tile,
@@ -240,8 +242,8 @@ fn metadata(
         gene_pearson,
         provenance: Provenance {
             crate_version: crate::VERSION.to_owned(),
-            config_sha256: facts.training_sha256,
-            seed: facts.seed,
+            config_sha256: record.config_sha256,
+            seed: record.seed,
             encoder,
         },
     }

@@ -197,6 +197,9 @@ impl Head<'_> {
             }
         };
         let mut z = fused.clone();
+        if self.config.activated {
+            z.value = graph.silu(&format!("{prefix}fused.silu"), &z.value);
+        }
         for (index, &width) in self.config.hidden.iter().enumerate() {
             let name = format!("{prefix}hidden{}", index + 1);
             let layer = Linear::read(self.weights, &name, width, z.width)?;

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand_distr::{Distribution, Normal};
 
 use super::fused::{EncoderPart, Parts, UnetPart};
-use super::record::HeadFacts;
+use super::record::{HeadFacts, TrainingRecord};
 use super::weights::Checkpoint;
 use crate::diffusion::config::Role;
 use crate::diffusion::{Array, Config, FeatureMode, Weights};
@@ -44,24 +44,20 @@ pub fn parts(
     let head: HeadConfig =
         serde_json::from_value(head).map_err(|error| Error::Request(error.to_string()))?;
     let head_weights = random.head(&head)?;
-    let record = HeadFacts {
+    let exported = TrainingRecord {
         panel: (1..=genes).map(|gene| format!("GENE{gene}")).collect(),
-        unit: "none (random weights)".to_owned(),
-        slides: Vec::new(),
-        dataset: "none".to_owned(),
-        source: "random weights".to_owned(),
-        license: "CC0-1.0".to_owned(),
         tile_px: config.img_resolution,
         um_per_px: 0.5,
-        unet: None,
-        encoder: None,
-        colour: None,
+        unit: "none (random weights)".to_owned(),
+        training_data: Vec::new(),
         seed,
-        training_sha256: String::new(),
+        config_sha256: String::new(),
+        confidence: None,
     };
+    let tile_px = exported.tile_px;
+    let record = HeadFacts { exported, unet: None, encoder: None };
     let origin = Path::new("random weights");
     let unet = UnetPart { weights: Checkpoint::new(origin, weights), mode, config };
-    let tile_px = record.tile_px;
     let head_weights = Checkpoint::new(origin, head_weights);
     Ok((Parts { tile_px, unet: Some(unet), encoder, head, head_weights }, record))
 }

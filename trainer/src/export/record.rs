@@ -4,43 +4,47 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use diffbulk::model::{Confidence, Metric, TrainingData};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::predictor::CONFIG_FILE;
 use crate::{Error, Result};
 
-/// What a trained head's configuration file says beside its shape.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct HeadFacts {
+/// File name of a [`HeadFacts`] in a head's directory.
+pub const RECORD_FILE: &str = "training.json";
+
+/// What a head was trained on and for; everything of a model's metadata that the weights do not
+/// tell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingRecord {
     /// Gene symbols in output order.
     pub panel: Vec<String>,
-    /// Unit of the output.
-    pub unit: String,
-    /// Sections it was trained on.
-    pub slides: Vec<String>,
-    /// Name of the dataset.
-    pub dataset: String,
-    /// Where the dataset comes from.
-    pub source: String,
-    /// Licence of the dataset.
-    pub license: String,
     /// Side of the square tile in pixels.
     pub tile_px: usize,
     /// Micrometres per pixel.
     pub um_per_px: f64,
+    /// Unit of the output.
+    pub unit: String,
+    /// Sources of the tiles.
+    pub training_data: Vec<TrainingData>,
+    /// Seed of the training.
+    pub seed: u64,
+    /// SHA-256 of the training's configuration.
+    pub config_sha256: String,
+    /// Image statistics of the training tiles.
+    pub confidence: Option<Confidence>,
+}
+
+/// The record of a trained head as an export reads it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct HeadFacts {
+    /// What goes into the model's metadata.
+    #[serde(flatten)]
+    pub exported: TrainingRecord,
     /// The U-Net it was trained on.
     #[serde(default)]
     pub unet: Option<NetworkFacts>,
     /// The encoder it was trained on.
     #[serde(default)]
     pub encoder: Option<NetworkFacts>,
-    /// Colours of the training tiles.
-    #[serde(default)]
-    pub colour: Option<ColourFacts>,
-    /// Seed of its training.
-    pub seed: u64,
-    /// SHA-256 of the training's configuration.
-    pub training_sha256: String,
 }
 
 /// A frozen network under a head.
@@ -53,34 +57,14 @@ pub struct NetworkFacts {
     pub slides: Vec<String>,
 }
 
-/// Mean and standard deviation over training tiles of colour statistics on the byte scale.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct ColourFacts {
-    /// Names, for example `mean_r`.
-    pub names: Vec<String>,
-    /// Means.
-    pub mean: Vec<f64>,
-    /// Standard deviations.
-    pub std: Vec<f64>,
-}
-
-/// Names of the runtime's statistics and of the same ones in a head's record.
-const STATISTICS: [(&str, &str); 6] = [
-    ("mean_red", "mean_r"),
-    ("mean_green", "mean_g"),
-    ("mean_blue", "mean_b"),
-    ("std_red", "std_r"),
-    ("std_green", "std_g"),
-    ("std_blue", "std_b"),
-];
-
 impl HeadFacts {
-    /// Reads a head's directory.
+    /// Reads the record of a head's directory.
     pub fn load(directory: &Path) -> Result<Self> {
-        let path = directory.join(CONFIG_FILE);
+        let path = directory.join(RECORD_FILE);
         let facts: Self = read_json(&path)?;
-        if facts.tile_px == 0 || facts.tile_px > 8192 {
-            let problem = format!("tiles of {} px cannot be; train it again", facts.tile_px);
+        let tile_px = facts.exported.tile_px;
+        if tile_px == 0 || tile_px > 8192 {
+            let problem = format!("tiles of {tile_px} px cannot be; train it again");
             return Err(Error::model(&path, problem));
         }
         Ok(facts)
@@ -88,28 +72,12 @@ impl HeadFacts {
 
     /// The dataset with every slide that the head or its U-Net has seen.
     pub fn training_data(&self) -> Vec<TrainingData> {
-        let unet = self.unet.iter().flat_map(|unet| &unet.slides);
-        let slides: BTreeSet<&String> = self.slides.iter().chain(unet).collect();
-        vec![TrainingData {
-            name: self.dataset.clone(),
-            source: self.source.clone(),
-            license: self.license.clone(),
-            slides: slides.into_iter().cloned().collect(),
-        }]
-    }
-
-    /// The training tiles' colours under the runtime's names and on its scale.
-    pub fn confidence(&self) -> Option<Confidence> {
-        let colour = self.colour.as_ref()?;
-        let mut confidence =
-            Confidence { statistics: Vec::new(), mean: Vec::new(), std: Vec::new() };
-        for (name, recorded) in STATISTICS {
-            let index = colour.names.iter().position(|known| known == recorded)?;
-            confidence.statistics.push(name.to_owned());
-            confidence.mean.push(colour.mean.get(index)? / 255.0);
-            confidence.std.push(colour.std.get(index)? / 255.0);
+        let mut data = self.exported.training_data.clone();
+        if let (Some(first), Some(unet)) = (data.first_mut(), &self.unet) {
+            let seen: BTreeSet<&String> = first.slides.iter().chain(&unet.slides).collect();
+            first.slides = seen.into_iter().cloned().collect();
         }
-        Some(confidence)
+        data
     }
 }
 
@@ -210,21 +178,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colours_are_brought_to_the_runtimes_scale() {
+    fn the_data_of_head_and_unet_are_told_together() {
         let facts: HeadFacts = serde_json::from_value(serde_json::json!({
-            "panel": ["A"], "unit": "u", "slides": ["C2"], "dataset": "d", "source": "s",
-            "license": "l", "tile_px": 224, "um_per_px": 0.5, "seed": 1, "training_sha256": "",
-            "unet": {"sha256": "", "slides": ["B4", "C2"]},
-            "colour": {
-                "names": ["mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b", "p05_r"],
-                "mean": [255.0, 51.0, 0.0, 0.0, 0.0, 0.0, 9.0],
-                "std": [0.0, 0.0, 0.0, 25.5, 0.0, 0.0, 9.0],
-            },
+            "panel": ["A"], "unit": "u", "tile_px": 224, "um_per_px": 0.5, "seed": 1,
+            "config_sha256": "", "confidence": null,
+            "training_data": [{"name": "d", "source": "s", "license": "l", "slides": ["C2"]}],
+            "unet": {"sha256": "", "slides": ["B4", "C2"]}, "encoder": null,
         }))
         .unwrap();
-        let confidence = facts.confidence().unwrap();
-        assert_eq!(confidence.statistics, diffbulk::model::IMAGE_STATISTICS);
-        assert_eq!((confidence.mean[1], confidence.std[3]), (0.2, 0.1));
         assert_eq!(facts.training_data()[0].slides, ["B4", "C2"]);
     }
 

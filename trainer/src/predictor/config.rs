@@ -42,6 +42,9 @@ pub struct HeadConfig {
     /// Width that foundation features are brought to before the fusion; absent: their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foundation_width: Option<usize>,
+    /// Whether the fused vector passes a SiLU (and dropout) of its own.
+    #[serde(default)]
+    pub activated: bool,
     /// Widths of hidden layers (SiLU, dropout) between fusion and output.
     #[serde(default)]
     pub hidden: Vec<usize>,

@@ -137,3 +137,135 @@ impl Fusion {
         self.c.as_ref().map(|c| sigmoid(c.val()).unsqueeze())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::Weights;
+    use crate::predictor::parameters;
+    use crate::predictor::{Head, Start};
+    use burn::tensor::TensorData;
+
+    const F: usize = 2;
+    const D: usize = 3;
+
+    fn config(fusion: FusionKind, c_learnable: bool) -> HeadConfig {
+        HeadConfig {
+            fusion,
+            c: 0.7,
+            c_learnable,
+            genes: 1,
+            branch_channels: vec![1],
+            branch_out: D,
+            groups: 1,
+            foundation_dim: F,
+            standardized: false,
+            projected: false,
+            foundation_width: None,
+            activated: false,
+            hidden: Vec::new(),
+            linear_skip: false,
+            dropout: 0.0,
+            input_dropout: 0.0,
+            components: None,
+            members: 1,
+        }
+    }
+
+    /// Bias plus weight times vector, by the published layout [outputs, inputs].
+    fn linear(weights: &Weights, name: &str, x: &[f64]) -> Vec<f64> {
+        let weight = weights.get(&format!("{name}.weight")).unwrap();
+        let bias = weights.get(&format!("{name}.bias")).unwrap();
+        let row = |o: usize| {
+            let w = &weight.data[o * x.len()..][..x.len()];
+            f64::from(bias.data[o]) + w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum::<f64>()
+        };
+        (0..bias.data.len()).map(row).collect()
+    }
+
+    fn logistic(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    fn expected(config: &HeadConfig, w: &Weights, fm: &[f64], diff: &[f64]) -> Vec<f64> {
+        let c = match w.get("c") {
+            Some(c) => logistic(f64::from(c.data[0])),
+            None => f64::from(config.c),
+        };
+        let zip = |a: Vec<f64>, b: Vec<f64>, f: fn(f64, f64) -> f64| -> Vec<f64> {
+            a.into_iter().zip(b).map(|(a, b)| f(a, b)).collect()
+        };
+        match config.fusion {
+            FusionKind::GatedResidual => {
+                let gate = linear(w, "gate.0", &[fm, diff].concat());
+                let residual = linear(w, "fusion_proj", diff);
+                let gated = zip(gate, residual, |g, p| logistic(g) * p);
+                zip(fm.to_vec(), gated, |a, b| a + b)
+            }
+            FusionKind::Concat => [fm.to_vec(), diff.iter().map(|v| c * v).collect()].concat(),
+            FusionKind::Add => {
+                let diff = linear(w, "fusion_proj", diff);
+                fm.iter().zip(diff).map(|(a, b)| c * a + (1.0 - c) * b).collect()
+            }
+            FusionKind::Film => {
+                let scaled = zip(linear(w, "film_gamma", diff), fm.to_vec(), |g, z| (1.0 + g) * z);
+                zip(scaled, linear(w, "film_beta", diff), |a, b| a + b)
+            }
+        }
+    }
+
+    #[test]
+    fn every_fusion_is_its_equation() {
+        let device = Device::flex();
+        let (fm, diff) = ([0.5, -1.25], [0.3, 2.0, -0.7]);
+        let row = |v: &[f64]| {
+            let values: Vec<f32> = v.iter().map(|v| *v as f32).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [1, v.len()]), &device)
+        };
+        for fusion in
+            [FusionKind::GatedResidual, FusionKind::Concat, FusionKind::Add, FusionKind::Film]
+        {
+            for learnable in [false, true] {
+                let config = config(fusion, learnable);
+                let head = Head::seeded(&config, Start::Uniform, 4, &device);
+                let fusion = head.member[0].fusion.as_ref().unwrap();
+                let weights = parameters::parameters(fusion);
+                let got = fusion.forward(row(&fm), row(&diff));
+                let got = got.into_data().try_into_vec::<f32>().unwrap();
+                let want = expected(&config, &weights, &fm, &diff);
+                assert_eq!(got.len(), want.len());
+                assert_eq!(want.len(), Fusion::width(&config, F, D));
+                for (a, b) in got.iter().zip(&want) {
+                    assert!(
+                        (f64::from(*a) - b).abs() < 1e-5,
+                        "{:?}: {got:?}, {want:?}",
+                        config.fusion
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plain_head_has_the_published_names() {
+        let config = config(FusionKind::GatedResidual, true);
+        let weights = Head::seeded(&config, Start::Uniform, 0, &Device::flex()).to_weights();
+        let names: Vec<&str> = weights.iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            names,
+            [
+                "block1.conv.bias",
+                "block1.conv.weight",
+                "block1.norm.bias",
+                "block1.norm.weight",
+                "fusion_proj.bias",
+                "fusion_proj.weight",
+                "gate.0.bias",
+                "gate.0.weight",
+                "out.bias",
+                "out.weight",
+            ]
+        );
+        assert_eq!(weights.get("gate.0.weight").unwrap().shape, [F, F + D]);
+    }
+}

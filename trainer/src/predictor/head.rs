@@ -39,6 +39,8 @@ pub struct Member {
     /// Past the hidden layers, without a bias.
     pub skip: Option<Linear>,
     #[module(skip)]
+    activated: bool,
+    #[module(skip)]
     dropout: f64,
     #[module(skip)]
     input_dropout: f64,
@@ -110,6 +112,7 @@ impl Member {
             hidden,
             out: linear(width, output),
             skip,
+            activated: config.activated,
             dropout: config.dropout,
             input_dropout: config.input_dropout,
         }
@@ -138,6 +141,9 @@ impl Member {
             (_, None, None) => return None,
         };
         let mut z = fused.clone();
+        if self.activated {
+            z = masks.drop(silu(z), self.dropout);
+        }
         for layer in &self.hidden {
             z = masks.drop(silu(layer.forward(z)), self.dropout);
         }
@@ -175,9 +181,8 @@ impl Head {
         }
     }
 
-    /// A head whose parameters are drawn from `seed` alone, on any device: every weight and bias
-    /// of a layer uniform in +-1/sqrt(inputs), as PyTorch's layers start.
-    pub fn seeded(config: &HeadConfig, seed: u64, device: &Device) -> Self {
+    /// A head whose parameters are drawn from `seed` alone, on any device.
+    pub fn seeded(config: &HeadConfig, start: Start, seed: u64, device: &Device) -> Self {
         let fresh = Self::new(config, device);
         let before = parameters::parameters(&fresh);
         let mut after = Weights::new();
@@ -189,10 +194,19 @@ impl Head {
             let inputs = weight.map_or(0, |w| w.shape.iter().skip(1).product::<usize>());
             // Normalisations have vectors for weights, and c belongs to no layer.
             if !constant && weight.is_some_and(|w| w.shape.len() > 1) {
-                let bound = 1.0 / (inputs.max(1) as f64).sqrt();
+                let scale = 1.0 / (inputs.max(1) as f64).sqrt();
                 let mut stream = Stream::keyed(seed, &[index as u64]);
-                for value in &mut array.data {
-                    *value = ((stream.uniform() * 2.0 - 1.0) * bound) as f32;
+                match start {
+                    Start::Uniform => array.data.iter_mut().for_each(|value| {
+                        *value = ((stream.uniform() * 2.0 - 1.0) * scale) as f32;
+                    }),
+                    Start::Calm if name.ends_with(".bias") => array.data.fill(0.0),
+                    Start::Calm => {
+                        let scale = scale * calm_gain(layer);
+                        array.data.iter_mut().for_each(|value| {
+                            *value = (stream.normal() * scale) as f32;
+                        });
+                    }
                 }
             }
             after.insert(name, array);
@@ -294,6 +308,27 @@ impl Head {
             _ => name,
         };
         name.replacen("fusion.", "", 1)
+    }
+}
+
+/// How parameters start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Weights and biases uniform in +-1/sqrt(inputs), as PyTorch's layers start.
+    #[default]
+    Uniform,
+    /// Biases zero and weights normal with 1/sqrt(inputs), smaller for the layers that the
+    /// prediction hangs on: it starts at the mean, with half-open gates and a weak residual.
+    Calm,
+}
+
+fn calm_gain(layer: &str) -> f64 {
+    let name = layer.rsplit('.').find(|part| part.parse::<usize>().is_err()).unwrap_or(layer);
+    match name {
+        "out" | "gate" | "skip" => 0.1,
+        "fusion_proj" | "film_gamma" | "film_beta" => 0.5,
+        _ => 1.0,
     }
 }
 

@@ -15,5 +15,5 @@ pub mod parameters;
 
 pub use config::HeadConfig;
 pub use fusion::{Fusion, FusionKind};
-pub use head::{CONFIG_FILE, Head, Inputs, Member, Standardization, WEIGHTS_FILE};
+pub use head::{CONFIG_FILE, Head, Inputs, Member, Standardization, Start, WEIGHTS_FILE};
 pub use msfe::Branch;

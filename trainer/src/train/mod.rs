@@ -8,6 +8,7 @@ pub mod atomic;
 pub mod checkpoint;
 pub mod device;
 pub mod ema;
+pub mod finetune;
 pub mod grid;
 pub mod interrupt;
 pub mod metrics;
