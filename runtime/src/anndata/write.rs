@@ -205,7 +205,14 @@ fn write_map(group: &mut GroupBuilder, entries: &[(String, Value)]) -> Result<()
                     return Err(named(format!("{} bytes for shape {shape:?}", values.len())));
                 }
                 let dataset = group.create_dataset(&key);
-                encoding(dataset.with_u8_data(values).with_shape(shape), "array", "0.2.0");
+                dataset.with_u8_data(values).with_shape(shape);
+                if let (Some(rows), true) = (shape.first(), values.len() >= COMPRESS_FROM) {
+                    let row = (values.len() as u64 / rows).max(1);
+                    let mut chunk = shape.clone();
+                    chunk[0] = (CHUNK * 4 / row).clamp(1, *rows);
+                    dataset.with_chunks(&chunk).with_deflate(4);
+                }
+                encoding(dataset, "array", "0.2.0");
             }
         }
     }

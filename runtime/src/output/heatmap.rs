@@ -84,7 +84,7 @@ impl Sink for HeatmapSink {
     }
 
     fn finish(self: Box<Self>) -> Result<Vec<PathBuf>> {
-        let base = Base::new(&self.context);
+        let base = Base::new(&self.context, &self.tiles);
         let mut files = Vec::with_capacity(self.drawn.len());
         for (gene, values) in self.drawn.iter().zip(&self.values) {
             let path = picture_path(&self.context, *gene);
@@ -95,31 +95,65 @@ impl Sink for HeatmapSink {
     }
 }
 
-/// The slide as it lies under every map: grey and lightened, so that colour means expression only.
+/// The slide as it lies under every map: the part with tiles, grey and lightened, so that colour
+/// means expression only.
 struct Base {
     image: RgbImage,
+    /// Left and top edge of the picture in level-0 px.
+    origin: [f64; 2],
     /// Level-0 px per picture px.
     downsample: f64,
 }
 
 impl Base {
-    fn new(context: &Context) -> Self {
+    fn new(context: &Context, tiles: &[[f32; 3]]) -> Self {
         let overview = &context.thumbnail;
-        let longest = overview.width().max(overview.height()).max(1);
-        let scale = f64::from(SLIDE_PX) / f64::from(longest);
+        let [left, top, right, bottom] = window(context, tiles);
+        let (width, height) = (right - left, bottom - top);
+        let scale = f64::from(SLIDE_PX) / f64::from(width.max(height).max(1));
         let size = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
-        let (width, height) = (size(overview.width()), size(overview.height()));
-        let mut image = if overview.width() == 0 || overview.height() == 0 {
-            RgbImage::from_pixel(width, height, PAPER)
+        let mut image = if width == 0 || height == 0 {
+            RgbImage::from_pixel(size(width), size(height), PAPER)
         } else {
-            imageops::resize(overview, width, height, imageops::FilterType::CatmullRom)
+            let part = imageops::crop_imm(overview, left, top, width, height).to_image();
+            imageops::resize(&part, size(width), size(height), imageops::FilterType::CatmullRom)
         };
         for pixel in image.pixels_mut() {
             let [r, g, b] = pixel.0.map(f32::from);
             let grey = 0.299 * r + 0.587 * g + 0.114 * b;
             pixel.0 = [r, g, b].map(|c| (40.0 + (0.8 * grey + 0.2 * c) * 215.0 / 255.0) as u8);
         }
-        Self { image, downsample: context.thumbnail_downsample / scale }
+        let origin = [left, top].map(|v| f64::from(v) * context.thumbnail_downsample);
+        Self { image, origin, downsample: context.thumbnail_downsample / scale }
+    }
+}
+
+/// The part of the overview to show, left, top, right and bottom in its pixels: all tiles with a
+/// margin around them, or everything where there are none.
+fn window(context: &Context, tiles: &[[f32; 3]]) -> [u32; 4] {
+    let (width, height) = context.thumbnail.dimensions();
+    let all = [0, 0, width, height];
+    let (mut low, mut high, mut side) = ([f64::INFINITY; 2], [f64::NEG_INFINITY; 2], 0f64);
+    for [x, y, s] in tiles.iter().map(|tile| tile.map(f64::from)) {
+        for (axis, edge) in [x, y].into_iter().enumerate() {
+            low[axis] = low[axis].min(edge);
+            high[axis] = high[axis].max(edge + s);
+        }
+        side = side.max(s);
+    }
+    let extent = (high[0] - low[0]).max(high[1] - low[1]);
+    // A few tiles far apart from nothing else still need the slide around them to be found.
+    let margin = (0.08 * extent).max(2.0 * side);
+    let pixel = |level0: f64, end: u32| {
+        (level0 / context.thumbnail_downsample).clamp(0.0, f64::from(end)) as u32
+    };
+    let [left, top] = [pixel(low[0] - margin, width), pixel(low[1] - margin, height)];
+    let right = pixel(high[0] + margin + context.thumbnail_downsample, width);
+    let bottom = pixel(high[1] + margin + context.thumbnail_downsample, height);
+    if extent.is_finite() && right > left && bottom > top {
+        [left, top, right, bottom]
+    } else {
+        all
     }
 }
 
@@ -139,7 +173,7 @@ impl Range {
         let mut sorted: Vec<f32> = values.iter().copied().filter(|v| v.is_finite()).collect();
         sorted.sort_by(f32::total_cmp);
         let (&first, &last) = (sorted.first()?, sorted.last()?);
-        let cut = if sorted.len() >= 200 { sorted.len() / 100 } else { 0 };
+        let cut = if sorted.len() >= 50 { (sorted.len() / 100).max(1) } else { 0 };
         let (low, high) = (sorted[cut], sorted[sorted.len() - 1 - cut]);
         Some(Self { low: low.into(), high: high.into(), clipped: (first < low, last > high) })
     }
@@ -208,8 +242,11 @@ fn draw(
         for ([x, y, side], value) in tiles.iter().zip(values) {
             if value.is_finite() {
                 // Edges are rounded, not sizes: neighbours meet without gap or overlap.
-                let edge = |v: f32| (f64::from(v) / base.downsample).round() as i64;
-                let (x0, y0, x1, y1) = (edge(*x), edge(*y), edge(x + side), edge(y + side));
+                let edge = |v: f32, axis: usize| {
+                    ((f64::from(v) - base.origin[axis]) / base.downsample).round() as i64
+                };
+                let (x0, x1) = (edge(*x, 0), edge(x + side, 0));
+                let (y0, y1) = (edge(*y, 1), edge(y + side, 1));
                 let square = [x0, y0, x1.max(x0 + 1), y1.max(y0 + 1)];
                 slide.rectangle(square, MAP.color(range.place(*value)), COVER);
             }
@@ -312,12 +349,26 @@ mod tests {
         assert_eq!(files.len(), 2);
         assert!(files[1].ends_with("slide.HLA-A_B.png"));
         let picture = image::open(&files[0]).unwrap().to_rgb8();
-        // A tile of the highest row is yellow, one of the first dark, and below the tiles is slide.
+        // The slide is 200 overview pixels wide and shown 5 times as large. A tile of the last row
+        // is yellow, the first one dark, and below the tiles is slide.
         let at = |x: u32, y: u32| picture.get_pixel(28 + x, 96 + y).0;
-        let (first, last, slide) = (at(20, 20), at(970, 470), at(500, 700));
+        let (first, last, slide) = (at(20, 20), at(970, 470), at(500, 590));
         assert!(last[0] > 150 && last[1] > 150 && last[2] < 150, "{last:?}");
         assert!(first[0] < 130 && first[1] < 100 && first[2] > 90, "{first:?}");
         assert!(slide.iter().all(|c| *c > 180), "{slide:?}");
+    }
+
+    #[test]
+    fn the_picture_shows_where_the_tiles_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = testing::context(directory.path(), &["ERBB2"]);
+        assert_eq!(window(&context, &[]), [0, 0, 200, 150]);
+        assert_eq!(window(&context, &[[0.0, 0.0, 2000.0]]), [0, 0, 200, 150]);
+        assert_eq!(window(&context, &[[500.0, 600.0, 100.0]]), [30, 40, 81, 91]);
+        assert_eq!(window(&context, &[[f32::NAN, 0.0, 1.0]]), [0, 0, 200, 150]);
+        let base = Base::new(&context, &[[500.0, 600.0, 100.0]]);
+        assert_eq!(base.origin, [300.0, 400.0]);
+        assert_eq!(base.image.width(), SLIDE_PX);
     }
 
     #[test]
