@@ -237,34 +237,40 @@ impl Baseline {
     }
 
     fn features(&self, train: &Tiles, test: &Tiles) -> (DMatrix<f64>, DMatrix<f64>) {
+        let standard = |train: &DMatrix<f64>, test: &DMatrix<f64>| {
+            let standard = Standardizer::fit(train);
+            (standard.apply(train), standard.apply(test))
+        };
         let mut blocks = Vec::new();
         match self.encoder {
             Encoder::Absent => {}
-            Encoder::All => blocks.push((train.encoder.clone(), test.encoder.clone())),
+            Encoder::All => blocks.push(standard(&train.encoder, &test.encoder)),
             Encoder::Own => {
                 let own = |tiles: &Tiles| {
                     tiles.own_encoder.clone().unwrap_or_else(|| tiles.encoder.clone())
                 };
-                blocks.push((own(train), own(test)));
+                blocks.push(standard(&own(train), &own(test)));
             }
             Encoder::Components(count) => {
                 let pca = PrincipalComponents::fit(&train.encoder, count);
-                blocks.push((pca.project(&train.encoder), pca.project(&test.encoder)));
+                let (mut inside, mut outside) =
+                    (pca.project(&train.encoder), pca.project(&test.encoder));
+                // One scale for the block, to a mean square of one: scaling every component by
+                // itself would give noise in the last the weight of the signal in the first.
+                let scale = (inside.norm_squared() / inside.len().max(1) as f64).sqrt();
+                if scale > 0.0 {
+                    inside /= scale;
+                    outside /= scale;
+                }
+                blocks.push((inside, outside));
             }
         }
         if self.colour {
-            blocks.push((train.colour.clone(), test.colour.clone()));
+            blocks.push(standard(&train.colour, &test.colour));
         }
-        let standard: Vec<_> = blocks
-            .iter()
-            .map(|(train, test)| {
-                let standard = Standardizer::fit(train);
-                (standard.apply(train), standard.apply(test))
-            })
-            .collect();
         (
-            beside(&standard.iter().map(|(train, _)| train).collect::<Vec<_>>()),
-            beside(&standard.iter().map(|(_, test)| test).collect::<Vec<_>>()),
+            beside(&blocks.iter().map(|(train, _)| train).collect::<Vec<_>>()),
+            beside(&blocks.iter().map(|(_, test)| test).collect::<Vec<_>>()),
         )
     }
 }
