@@ -84,23 +84,20 @@ impl Fit<'_> {
         final_config.check().map_err(Error::Request)?;
         let has_branches = !final_config.branch_channels.is_empty();
         let members_apart = self.recipe.epochs > 0;
-        let config = if members_apart { provisional(&final_config) } else { final_config.clone() };
-        let mut head = Head::seeded(&config, self.recipe.start, self.seed, self.device);
-        self.set_constants(&mut head)?;
-        if has_branches {
-            self.set_diffusion_norm(&mut head)?;
-        }
-        if has_branches || !members_apart {
-            head = self.train_jointly(head, log)?;
-        }
         if !members_apart {
-            return Ok(head);
+            let mut head = Head::seeded(&final_config, self.recipe.start, self.seed, self.device);
+            self.set_constants(&mut head)?;
+            self.set_diffusion_norm(&mut head)?;
+            return self.train_jointly(head, log);
         }
 
         let mut whole = Head::seeded(&final_config, self.recipe.start, self.seed, self.device);
         self.set_constants(&mut whole)?;
-        whole.block = head.block;
         if has_branches {
+            let config = provisional(&final_config);
+            let mut branches = Head::seeded(&config, self.recipe.start, self.seed, self.device);
+            self.set_constants(&mut branches)?;
+            whole.block = self.train_jointly(branches, log)?.block;
             self.set_diffusion_norm(&mut whole)?;
         }
         let rows: Vec<usize> = (0..self.features.map_rows()).collect();
