@@ -1,19 +1,22 @@
 //! A small picture of a whole slide.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
 use image::RgbImage;
 
-use super::Slide;
+use super::{Level, Slide};
 use crate::{Error, Result};
 
-/// Source bytes that one thread holds at a time.
-const BAND_BYTES: u64 = 32 << 20;
+/// One thread holds about this many pixels, squared, of the level at a time.
+const BLOCK_PX: f64 = 2048.0;
 
 /// The whole slide averaged down to at most `max_px` pixels on its longer side (never enlarged),
 /// and the level-0 pixels per pixel of the picture.
 ///
-/// Reads the coarsest level that is fine enough, in horizontal bands on all cores, so memory
-/// stays small on a slide that has only its finest level.
+/// Reads the coarsest level that is fine enough, in parts on all cores, so memory stays small on a
+/// slide that has only its finest level.
 pub fn overview(slide: &dyn Slide, max_px: u32) -> Result<(RgbImage, f64)> {
     let base = &slide.info().levels[0];
     let longer = f64::from(base.width.max(base.height));
@@ -31,31 +34,42 @@ pub fn overview_at(slide: &dyn Slide, downsample: f64) -> Result<(RgbImage, f64)
     let (width, height) = (side(base.width), side(base.height));
     let level = best_level(slide, downsample);
     let step = downsample / slide.info().levels[level].downsample;
-    let mut picture = RgbImage::new(width, height);
-
-    let source_row = f64::from(width) * step * step * 3.0;
-    let rows = ((BAND_BYTES as f64 / source_row) as usize).clamp(1, height as usize);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let rows = rows.min((height as usize).div_ceil(threads));
-    let bands: std::sync::Mutex<_> = std::sync::Mutex::new(
-        picture.chunks_mut(rows * width as usize * 3).enumerate().collect::<Vec<_>>().into_iter(),
-    );
+    let (block_width, block_height) = block(&slide.info().levels[level], step, (width, height));
+    let across = width.div_ceil(block_width);
+    let blocks = u64::from(across) * u64::from(height.div_ceil(block_height));
+    let next = AtomicU64::new(0);
+    let picture = Mutex::new(RgbImage::new(width, height));
     let work = || -> Result<()> {
         loop {
-            let next = bands.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-            let Some((index, band)) = next else { return Ok(()) };
-            let height = band.len() / (3 * width as usize);
-            let top = (index * rows) as f64 * step;
-            shrink(slide, level, top, step, width, height as u32, band)?;
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= blocks {
+                return Ok(());
+            }
+            let x = (index % u64::from(across)) as u32 * block_width;
+            let y = (index / u64::from(across)) as u32 * block_height;
+            let size = (block_width.min(width - x), block_height.min(height - y));
+            let part = shrink(slide, level, step, (x, y), size)?;
+            let mut picture = picture.lock().unwrap_or_else(PoisonError::into_inner);
+            image::imageops::replace(&mut *picture, &part, x.into(), y.into());
         }
     };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })?;
-    Ok((picture, downsample))
+    Ok((picture.into_inner().unwrap_or_else(PoisonError::into_inner), downsample))
+}
+
+/// Size of the parts of the picture that are made one by one: squares where the level is tiled,
+/// whole rows where it is stored in rows, so that a chunk is rarely needed by two distant parts.
+fn block(level: &Level, step: f64, picture: (u32, u32)) -> (u32, u32) {
+    let by_rows = level.chunk.0 >= level.width;
+    let columns = if by_rows { f64::from(picture.0) } else { BLOCK_PX / step };
+    let rows = BLOCK_PX * BLOCK_PX / (columns * step * step);
+    ((columns as u32).clamp(1, picture.0), (rows as u32).clamp(1, picture.1))
 }
 
 /// The coarsest level that is at least as fine as `downsample` level-0 pixels per pixel, within
@@ -65,22 +79,28 @@ pub(crate) fn best_level(slide: &dyn Slide, downsample: f64) -> usize {
     (0..levels.len()).rev().find(|&i| levels[i].downsample <= downsample * 1.01).unwrap_or(0)
 }
 
-/// Averages one band of the picture from rows of a level, starting at row `top` of the level.
+/// Averages one part of the picture, at `corner` and of `size` in pixels of the picture, each of
+/// `step` pixels of the level.
 fn shrink(
     slide: &dyn Slide,
     level: usize,
-    top: f64,
     step: f64,
-    width: u32,
-    height: u32,
-    band: &mut [u8],
-) -> Result<()> {
-    let first = top.floor() as i64;
-    let rows = ((top + f64::from(height) * step).ceil() as i64 - first).max(1) as u32;
-    let columns = ((f64::from(width) * step).ceil() as u32).max(1);
-    let region = slide.read_region(level, 0, first, columns, rows)?;
-    let crop = [0.0, top - first as f64, f64::from(width) * step, f64::from(height) * step];
-    resample(region, crop, FilterType::Box, width, height, band)
+    corner: (u32, u32),
+    size: (u32, u32),
+) -> Result<RgbImage> {
+    let span = |corner: u32, length: u32| {
+        let from = f64::from(corner) * step;
+        let first = from.floor();
+        let end = (f64::from(corner + length) * step).ceil();
+        (first as i64, (end - first).max(1.0) as u32, from - first, f64::from(length) * step)
+    };
+    let (x, width, left, crop_width) = span(corner.0, size.0);
+    let (y, height, top, crop_height) = span(corner.1, size.1);
+    let region = slide.read_region(level, x, y, width, height)?;
+    let mut part = RgbImage::new(size.0, size.1);
+    let crop = [left, top, crop_width, crop_height];
+    resample(region, crop, FilterType::Box, size.0, size.1, &mut part)?;
+    Ok(part)
 }
 
 /// Resamples the part `crop` (left, top, width, height; fractions of pixels count) of `region`

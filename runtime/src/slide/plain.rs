@@ -222,3 +222,129 @@ impl Slide for PlainSlide {
         Ok(region)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{ExtendedColorType, ImageEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::slide::{open, overview};
+
+    fn picture(x: u32, y: u32) -> [u8; 3] {
+        [(x / 3) as u8, (y / 2) as u8, ((x + y) / 5) as u8]
+    }
+
+    fn rgb(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| image::Rgb(picture(x, y)))
+    }
+
+    fn png_file(width: u32, height: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        let encoder = image::codecs::png::PngEncoder::new(&mut out);
+        encoder.write_image(&rgb(width, height), width, height, ExtendedColorType::Rgb8).unwrap();
+        out
+    }
+
+    fn jpeg_file(width: u32, height: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, 97)
+            .write_image(&rgb(width, height), width, height, ExtendedColorType::Rgb8)
+            .unwrap();
+        out
+    }
+
+    fn saved(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn png_and_jpeg_are_read_with_levels_made_in_memory() {
+        for (bytes, tolerance, name) in
+            [(png_file(530, 390), 0, "PNG"), (jpeg_file(530, 390), 6, "JPEG")]
+        {
+            let file = saved(&bytes);
+            let slide = open(file.path()).unwrap();
+            assert_eq!((slide.info().format.as_str(), slide.info().um_per_px), (name, None));
+            let sizes: Vec<_> = slide.info().levels.iter().map(|l| (l.width, l.height)).collect();
+            assert_eq!(sizes, [(530, 390), (133, 98)]);
+            let region = slide.read_region(0, 100, 50, 200, 200).unwrap();
+            for (x, y, pixel) in region.enumerate_pixels() {
+                for (read, wanted) in std::iter::zip(pixel.0, picture(x + 100, y + 50)) {
+                    assert!(read.abs_diff(wanted) <= tolerance);
+                }
+            }
+            let coarse = slide.read_region(1, 20, 10, 1, 1).unwrap().get_pixel(0, 0).0;
+            assert!(std::iter::zip(coarse, picture(81, 41)).all(|(a, b)| a.abs_diff(b) <= 3));
+            assert_eq!(overview(&*slide, 100).unwrap().0.dimensions(), (100, 74));
+        }
+    }
+
+    #[test]
+    fn averages_count_only_pixels_that_exist() {
+        let pixels = Pixels { width: 3, height: 1, rgb: vec![10, 0, 0, 20, 0, 0, 90, 6, 0] };
+        let small = average(&pixels, 2);
+        assert_eq!((small.width, small.height), (2, 1));
+        assert_eq!(small.rgb, [15, 0, 0, 90, 6, 0]);
+    }
+
+    #[test]
+    fn transparency_is_white() {
+        let mut out = Vec::new();
+        image::codecs::png::PngEncoder::new(&mut out)
+            .write_image(&[7, 8, 9, 255, 0, 0, 0, 0], 2, 1, ExtendedColorType::Rgba8)
+            .unwrap();
+        let file = saved(&out);
+        let region = open(file.path()).unwrap().read_region(0, 0, 0, 2, 1).unwrap();
+        assert_eq!(region.into_raw(), [7, 8, 9, 255, 255, 255]);
+    }
+
+    #[test]
+    fn a_truncated_image_is_an_error_and_stays_one() {
+        for bytes in [png_file(300, 300), jpeg_file(300, 300)] {
+            let file = saved(&bytes[..bytes.len() * 2 / 3]);
+            let slide = open(file.path()).unwrap();
+            for _ in 0..2 {
+                let error = slide.read_region(0, 0, 0, 10, 10).unwrap_err().to_string();
+                assert!(error.contains("offset 0"), "{error}");
+            }
+            assert!(overview(&*slide, 50).is_err());
+        }
+    }
+
+    #[test]
+    fn a_png_that_claims_to_be_enormous_is_refused() {
+        let mut bytes = png_file(20, 20);
+        bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+        let mut crc = flate2::Crc::new();
+        crc.update(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+        let file = saved(&bytes);
+        let error = open(file.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("65536 x 65536"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn damaged_images_never_panic(
+            as_png in any::<bool>(),
+            length in 0.0f64..1.3,
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        ) {
+            let mut bytes = if as_png { png_file(80, 60) } else { jpeg_file(80, 60) };
+            for (position, value) in flips {
+                let at = position.index(bytes.len());
+                bytes[at] = value;
+            }
+            let length = ((bytes.len() as f64 * length) as usize).min(bytes.len());
+            let file = saved(&bytes[..length]);
+            if let Ok(slide) = open(file.path()) {
+                let _ = slide.read_region(0, 0, 0, 100, 100);
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::image::{Alpha, Colour, Image};
+use super::layout::{Alpha, Colour, Image};
 use crate::slide::cache::Pixels;
 use crate::slide::jpeg;
 

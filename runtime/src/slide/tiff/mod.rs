@@ -2,23 +2,25 @@
 //!
 //! The directories are read once when the file is opened; after that every chunk (tile or strip)
 //! is one positioned read and one decode, from any thread, through a shared cache. [`directory`]
-//! reads the structure, [`pyramid`] picks the levels, [`image`] the layout of one, [`scale`] the
+//! reads the structure, [`pyramid`] picks the levels, [`layout`] the layout of one, [`scale`] the
 //! physical scale, [`codec`] the pixels.
 
 mod codec;
 mod directory;
-mod image;
+mod layout;
 mod pyramid;
 mod scale;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 
-use ::image::RgbImage;
+use image::RgbImage;
 
 use self::directory::{Directory, TiffFile, tag};
-use self::image::Image;
+use self::layout::Image;
 use super::cache::{Cache, Pixels};
 use super::source::Source;
 use super::{Level, Slide, SlideInfo, canvas, limits};

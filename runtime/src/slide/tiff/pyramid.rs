@@ -4,7 +4,7 @@
 //! base; a level is a smaller image of the same shape that is stored the way the base is.
 
 use super::directory::{Directory, TiffFile, tag};
-use super::image;
+use super::layout;
 use super::scale;
 
 /// An image of the file that may be a level.
@@ -25,7 +25,7 @@ pub(super) fn find(
     let mut candidates = Vec::new();
     for (index, directory) in directories.iter().enumerate() {
         if !is_associated(file, directory)? {
-            let (width, height) = image::size(file, directory)?;
+            let (width, height) = layout::size(file, directory)?;
             let tiled = directory.has(tag::TILE_WIDTH);
             candidates.push(Candidate { directory: index, width, height, tiled });
         }
