@@ -52,6 +52,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
     heatmap_genes: Option<Vec<String>>,
 
+    /// Predict at the tile centres in FILE instead of on a grid: CSV or TSV with columns x and y
+    /// in level-0 pixels and any id columns, or a HEST patches .h5. Ids and order are kept, and
+    /// no tile is skipped.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["overlap", "min_tissue"])]
+    at: Option<PathBuf>,
+
     /// Least fraction of a tile that has to be tissue, 0 to 1.
     #[arg(long, value_name = "FRACTION", default_value_t = 0.25)]
     min_tissue: f64,
@@ -93,7 +99,10 @@ impl Arguments {
             genes: self.genes.clone(),
             formats: self.formats.clone(),
             heatmap_genes: self.heatmap_genes.clone(),
-            tiles: TileSource::Grid { overlap: self.overlap },
+            tiles: match &self.at {
+                Some(file) => TileSource::At(file.clone()),
+                None => TileSource::Grid { overlap: self.overlap },
+            },
             min_tissue: self.min_tissue,
             threads: self.threads.map_or_else(cores, usize::from),
             engine: self.engine.clone(),

@@ -191,6 +191,22 @@ fn other_settings_do_not_mix_with_an_unfinished_run() {
 }
 
 #[test]
+fn given_centres_keep_their_order_and_ids() {
+    let bench = Bench::new();
+    let centres = bench.root.path().join("spots.csv");
+    // The second one lies on bare glass: nothing is skipped here.
+    std::fs::write(&centres, "spot,x,y\nlast,300,200\nbare,600,20\nfirst,100,100\n").unwrap();
+    let request = Request { tiles: TileSource::At(centres), threads: 3, ..bench.request("out") };
+    let report = bench.run(&request).unwrap();
+    assert_eq!((report.tiles.total, report.tiles.predicted, report.tiles.skipped), (3, 3, 0));
+    let csv = bench.csv("out");
+    let rows: Vec<&str> = csv.lines().skip(1).collect();
+    for (row, id) in rows.iter().zip(["last", "bare", "first"]) {
+        assert!(row.contains(id), "{csv}");
+    }
+}
+
+#[test]
 fn unusable_requests_say_what_to_do() {
     let bench = Bench::new();
     let refused = |request: Request| bench.run(&request).unwrap_err().to_string();

@@ -1,8 +1,14 @@
-//! Which tiles are looked at: a grid over the slide.
+//! Which tiles are looked at: a grid over the slide, or the centres a user gives.
 
-use crate::Result;
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use crate::model::hex;
 use crate::slide::SlideInfo;
+use crate::tiling::centres::Centres;
 use crate::tiling::{Grid, Tile};
+use crate::{Error, Result};
 
 /// Where the tiles come from.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,12 +18,16 @@ pub enum TileSource {
         /// Overlap of neighbours as a fraction of the tile's side, from 0 up to, not including, 1.
         overlap: f64,
     },
+    /// The centres listed in a file (CSV, TSV or HEST patches), all of them, in its order.
+    At(PathBuf),
 }
 
 /// The tiles of one slide.
 pub(super) enum Tiles {
     /// Made as they are asked for.
     Grid(Grid),
+    /// A user's list.
+    List(Vec<Tile>),
 }
 
 impl Tiles {
@@ -29,6 +39,16 @@ impl Tiles {
                     slide.levels.first().map_or((1, 1), |level| (level.width, level.height));
                 Ok(Self::Grid(Grid::new(width, height, side, *overlap)?))
             }
+            TileSource::At(path) => {
+                let tiles: Vec<Tile> = Centres::read(path)?.tiles(side).collect();
+                if tiles.is_empty() {
+                    return Err(Error::Request(format!(
+                        "{} lists no tile centres",
+                        path.display()
+                    )));
+                }
+                Ok(Self::List(tiles))
+            }
         }
     }
 
@@ -36,6 +56,7 @@ impl Tiles {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Grid(grid) => grid.len(),
+            Self::List(tiles) => tiles.len() as u64,
         }
     }
 
@@ -43,6 +64,7 @@ impl Tiles {
     pub(super) fn iter(&self) -> impl Iterator<Item = Tile> + Clone + Send + '_ {
         (0..self.len()).filter_map(|index| match self {
             Self::Grid(grid) => grid.tile(index),
+            Self::List(tiles) => tiles.get(usize::try_from(index).ok()?).cloned(),
         })
     }
 
@@ -61,6 +83,17 @@ impl Tiles {
                 grid.side(),
                 grid.stride()
             ),
+            Self::List(tiles) => {
+                let mut digest = Sha256::new();
+                for tile in tiles {
+                    digest.update(tile.x.to_le_bytes());
+                    digest.update(tile.y.to_le_bytes());
+                    digest.update(tile.side.to_le_bytes());
+                    digest.update((tile.id.len() as u64).to_le_bytes());
+                    digest.update(tile.id.as_bytes());
+                }
+                format!("{} given centres, {}", tiles.len(), hex(&digest.finalize()))
+            }
         }
     }
 }
