@@ -125,7 +125,10 @@ fn transpose(m: &Csr) -> Csr {
     Csr { rows: m.columns, columns: m.rows, indptr, indices, values }
 }
 
-fn read_table(root: &Group, name: &str) -> Inner<(Vec<String>, Vec<(String, Column)>)> {
+/// Row names and columns of a dataframe.
+type Table = (Vec<String>, Vec<(String, Column)>);
+
+fn read_table(root: &Group, name: &str) -> Inner<Table> {
     let table = group(root, name)?;
     let attrs = attributes(&table)?;
     let members = Members::of(&table)?;

@@ -16,7 +16,7 @@ use crate::output::atomic::{AtomicFile, explain};
 const COMPRESS_FROM: usize = 1 << 14;
 
 /// Elements a compressed chunk.
-const CHUNK: u64 = 1 << 16;
+const CHUNK: u64 = 1 << 15;
 
 pub(super) fn write(path: &Path, data: &AnnData) -> Result<()> {
     data.check().map_err(|e| problem(path, e))?;

@@ -211,7 +211,7 @@ mod tests {
 
     /// Pink-violet cells 3 px apart on paler stroma.
     fn stained(x: u32, y: u32) -> Rgb<u8> {
-        if (x / 3 + y / 2) % 2 == 0 { Rgb([120, 70, 150]) } else { Rgb([215, 160, 205]) }
+        if (x / 3 + y / 2).is_multiple_of(2) { Rgb([120, 70, 150]) } else { Rgb([215, 160, 205]) }
     }
 
     fn inside(x: u32, y: u32) -> bool {

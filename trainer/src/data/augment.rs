@@ -152,9 +152,9 @@ mod tests {
     #[test]
     fn stains_invert() {
         let inverse = invert(&STAINS);
-        for i in 0..3 {
+        for (i, stain) in STAINS.iter().enumerate() {
             for j in 0..3 {
-                let product: f32 = (0..3).map(|k| STAINS[i][k] * inverse[k][j]).sum();
+                let product: f32 = stain.iter().zip(&inverse).map(|(s, row)| s * row[j]).sum();
                 let expected = f32::from(u8::from(i == j));
                 assert!((product - expected).abs() < 1e-5, "{i} {j}: {product}");
             }

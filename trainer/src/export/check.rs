@@ -143,7 +143,7 @@ impl Modules {
         expression
             .into_data()
             .convert::<f32>()
-            .into_vec()
+            .try_into_vec::<f32>()
             .map_err(|error| Error::Check(format!("the head's output cannot be read: {error:?}")))
     }
 }

@@ -187,7 +187,7 @@ mod tests {
         let encoder = tiny_encoder(32);
         let (parts, facts) =
             random::parts("tiny", 6, Some(encoder.clone()), FeatureMode::Consistent, 7).unwrap();
-        let side = facts.tile_px;
+        let side = facts.exported.tile_px;
         let image = image(side);
 
         let device = Device::flex();
@@ -218,7 +218,7 @@ mod tests {
         )
         .unwrap();
         let expected = head.forward(&Inputs { maps, foundation: Some(foundation) }).unwrap();
-        let expected: Vec<f32> = expected.into_data().into_vec().unwrap();
+        let expected: Vec<f32> = expected.into_data().try_into_vec::<f32>().unwrap();
 
         let fused = fuse(parts).unwrap();
         let names: Vec<&String> = fused.macs.keys().collect();
@@ -236,7 +236,7 @@ mod tests {
         let (parts, facts) =
             random::parts("tiny", 3, Some(encoder), FeatureMode::Consistent, 1).unwrap();
         let fused = fuse(parts).unwrap();
-        let side = facts.tile_px;
+        let side = facts.exported.tile_px;
         let input = Tensor::from_shape(&[1, side, side, 3], &image(side)).unwrap();
         let found = Loaded::new(&fused.model).run(vec![input]);
         assert!(found[0].1.iter().all(|v| v.is_finite()));

@@ -156,7 +156,7 @@ impl Head<'_> {
         }
         let mean = self.weights.shaped(&format!("{name}.mean"), &[z.width])?;
         let scale = self.weights.shaped(&format!("{name}.scale"), &[z.width])?;
-        if let Some(index) = scale.iter().position(|s| !(s.abs() > 0.0)) {
+        if let Some(index) = scale.iter().position(|s| s.is_nan() || *s == 0.0) {
             return Err(Error::Request(format!(
                 "the head's {name}.scale is {} at {index}, which divides by nothing; train it again",
                 scale[index]
@@ -337,7 +337,7 @@ mod tests {
     use super::super::testing::{Loaded, assert_close, row};
     use super::*;
     use crate::diffusion::{Array, Weights};
-    use crate::predictor::{Head as Trained, Inputs};
+    use crate::predictor::{Head as Trained, Inputs, Start};
 
     /// A head over given maps `(channels, side)`, as a graph of its own.
     fn load(config: &HeadConfig, weights: &Checkpoint, maps: &[(usize, usize)]) -> Loaded {
@@ -406,7 +406,7 @@ mod tests {
         let config: HeadConfig = serde_json::from_value(shape.clone()).unwrap();
         let device = Device::flex();
         let origin = Path::new("test");
-        let mut weights = Trained::seeded(&config, 3, &device).to_weights();
+        let mut weights = Trained::seeded(&config, Start::Uniform, 3, &device).to_weights();
         let names: Vec<String> = weights.iter().map(|(name, _)| name.to_owned()).collect();
         for (salt, name) in names.iter().enumerate() {
             // Constants that training sets start at the identity, which would hide mistakes.
@@ -441,7 +441,7 @@ mod tests {
             ));
         }
         let expected = trained.forward(&Inputs { maps: burn_maps, foundation }).unwrap();
-        let expected: Vec<f32> = expected.into_data().into_vec().unwrap();
+        let expected: Vec<f32> = expected.into_data().try_into_vec::<f32>().unwrap();
         let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let found = load(&config, &Checkpoint::new(origin, weights), &maps).run(inputs);
         assert_close(&expected, &found[0].1, largest, &shape.to_string());

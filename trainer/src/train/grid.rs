@@ -60,10 +60,10 @@ pub fn write(
     };
     let noise =
         |what: u64| tensor(Stream::keyed(seed, &[0x6172, what]).normals(n * 3 * size * size));
-    let genes = source.rows().len();
+    let genes = source.gene_rows().len();
     let condition = (genes > 0 && expression.len() == n * genes).then(|| Condition {
         values: Tensor::from_data(TensorData::new(expression, [n, genes]), device),
-        rows: Some(row_tensor(source.rows(), device)),
+        rows: Some(row_tensor(source.gene_rows(), device)),
         dropout: None,
     });
 

@@ -184,7 +184,7 @@ impl TileSource for DatasetSource {
         }
     }
 
-    fn rows(&self) -> &[usize] {
+    fn gene_rows(&self) -> &[usize] {
         &self.gene_rows
     }
 }

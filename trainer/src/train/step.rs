@@ -137,7 +137,7 @@ fn micro_batch_loss(
         let stream = Stream::keyed(recipe.seed, &[purpose::DROPOUT, tiles[0].0]);
         Condition {
             values: Tensor::from_data(TensorData::new(values, [m, genes]), device),
-            rows: Some(row_tensor(source.rows(), device)),
+            rows: Some(row_tensor(source.gene_rows(), device)),
             dropout: Some((recipe.dropout, stream)),
         }
     });

@@ -25,7 +25,7 @@ pub trait TileSource: Sync {
     /// log1p expression in the order of [`TileSource::rows`]; none for unlabelled tiles.
     fn expression(&self, tile: Tile) -> Option<Vec<f32>>;
     /// Rows of the gene table, one for each value of an expression.
-    fn rows(&self) -> &[usize];
+    fn gene_rows(&self) -> &[usize];
 }
 
 /// The endless order of tiles: every pool is walked in a fresh permutation each time through.
@@ -144,7 +144,7 @@ pub mod made_up {
                 Tile::Unlabelled(_) => None,
             }
         }
-        fn rows(&self) -> &[usize] {
+        fn gene_rows(&self) -> &[usize] {
             &self.rows
         }
     }

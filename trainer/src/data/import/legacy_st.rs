@@ -138,7 +138,9 @@ fn read_positions(path: &Path, report: &mut SectionReport) -> Result<Vec<(Grid, 
     let selected = column("selected");
 
     let mut order: Vec<Grid> = Vec::new();
-    let mut found: HashMap<Grid, Vec<(usize, (f64, f64))>> = HashMap::new();
+    /// A line of the file and the centre it gives.
+    type Place = (usize, (f64, f64));
+    let mut found: HashMap<Grid, Vec<Place>> = HashMap::new();
     while let Some((line, text)) = lines.next()? {
         report.spots_read += 1;
         let fields: Vec<&str> = text.split('\t').map(str::trim).collect();
@@ -396,7 +398,9 @@ mod tests {
         (read_counts(&path, &mut report), report)
     }
 
-    fn positions(text: &str) -> (Result<Vec<(Grid, (f64, f64))>>, SectionReport) {
+    type Positions = Vec<(Grid, (f64, f64))>;
+
+    fn positions(text: &str) -> (Result<Positions>, SectionReport) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("S_selection.tsv");
         std::fs::write(&path, text).unwrap();

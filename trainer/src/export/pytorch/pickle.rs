@@ -280,7 +280,7 @@ impl Machine<'_> {
     }
 
     fn set(&mut self, items: Vec<Handle>) -> Result<(), String> {
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err("a dictionary key has no value".to_owned());
         }
         let pairs = items.chunks_exact(2).map(|pair| (pair[0], pair[1]));

@@ -55,7 +55,7 @@ impl Features {
     ) -> Result<Self> {
         let rows = tiles * views;
         let values: usize = levels.iter().map(|l| l.iter().product::<usize>()).sum();
-        let map_views = if tiles * values == 0 { 0 } else { maps.len() / (tiles * values) };
+        let map_views = maps.len().checked_div(tiles * values).unwrap_or(0);
         let whole = maps.len() == tiles * map_views * values && map_views <= views;
         let missing = values > 0 && map_views == 0;
         if rows == 0 || !whole || missing || !foundation.len().is_multiple_of(rows) {

@@ -254,8 +254,7 @@ impl Fit<'_> {
                 let rate = self.rate(self.recipe.joint_learning_rate, step, steps);
                 head = optimizer.step(rate, head, gradients);
             }
-            let watched =
-                self.watch(&mut stopping, &head.valid(), |h| parameters::parameters(h))?;
+            let watched = self.watch(&mut stopping, &head.valid(), parameters::parameters)?;
             log.epoch(json!({
                 "phase": "joint", "epoch": epoch + 1,
                 "loss": total / self.tiles.len().max(1) as f64,
