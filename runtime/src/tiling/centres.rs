@@ -319,7 +319,7 @@ mod tests {
             ("x,y\n1,2\nleft,2\n", "line 3: x is \"left\""),
             ("x,y\n1,NaN\n", "line 2: y is \"NaN\""),
             ("x,y\n1,inf\n", "line 2"),
-            ("x,y\n1,2\n\n3\n", "line 4 has 1 fields"),
+            ("x,y\n1,2\n3\n", "line 3 has 1 fields"),
             ("id,x,y\na,1,2\nb,1,2\na,3,4\n", "line 4 is also that of line 2"),
             ("id,x,y\n,1,2\n", "line 2: the id is empty"),
             ("a,b\n1,2\n", "no columns x and y"),

@@ -311,6 +311,14 @@ impl Image {
         let (mut offsets, mut counts) = (Vec::new(), Vec::new());
         for index in 0..self.offsets.len() {
             let stored = self.stored_rows(index);
+            let needed = u64::from(stored) * row;
+            if !self.is_blank(index) && self.counts[index] < needed {
+                return Err(format!(
+                    "{} has {} bytes where its {stored} rows need {needed}; the file is damaged",
+                    self.chunk_name(index),
+                    self.counts[index]
+                ));
+            }
             for first in (0..stored).step_by(rows as usize) {
                 let part = rows.min(stored - first);
                 let skip = u64::from(first) * row;

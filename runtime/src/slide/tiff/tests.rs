@@ -425,8 +425,9 @@ fn threads_read_the_same_pixels() {
 #[test]
 fn a_truncated_slide_names_the_chunk_or_directory() {
     let bytes = std::fs::read(fixture()).unwrap();
-    // Before the first directory, between directories, and just the last byte gone.
-    for length in [100, 500_000, 1_276_000, 1_500_000, bytes.len() - 1] {
+    // Before the first directory, within it, and between directories. What lies at the very end
+    // belongs to the macro image, which is not read.
+    for length in [100, 500_000, 1_276_000, 1_500_000] {
         let message = refusal(&bytes[..length]);
         assert!(message.contains("truncated") && message.contains("offset"), "{message}");
     }
