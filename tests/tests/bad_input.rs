@@ -71,7 +71,10 @@ fn models_that_are_not_ours() {
     predict(&slide, &["--model", text.to_str().unwrap()]).0.fails_saying(&["text.onnx"]);
     predict(&slide, &["--model", "no-such.onnx"]).0.fails_saying(&["no-such.onnx"]);
 
-    diffbulk_tests::python("foreign_models.py", &[directory.path()]);
+    diffbulk_tests::python(
+        "foreign_models.py",
+        &[directory.path(), &diffbulk_tests::shipped_model()],
+    );
     for (name, word) in [("no_metadata.onnx", "metadata"), ("other_input.onnx", "image")] {
         let path = directory.path().join(name);
         let (run, left) = predict(&slide, &["--model", path.to_str().unwrap()]);

@@ -71,7 +71,7 @@ fn predictions_at_given_centres_keep_ids_and_order_and_agree_with_onnxruntime() 
 #[test]
 fn info_tells_about_the_model_and_the_slide() {
     let text = Run::of(program("diffbulk").arg("info").arg(shipped_model())).ok();
-    for word in ["her2st-edge", "0.69 um/px", "GMAC", "ERBB2", "CC BY 4.0", "sha256"] {
+    for word in ["her2st-edge", "0.69 um/px", "MMAC per tile", "ERBB2", "CC BY 4.0", "sha256"] {
         assert!(text.contains(word), "{word}\n{text}");
     }
     let text = Run::of(program("diffbulk").arg("info").arg(data(SLIDE))).ok();

@@ -137,7 +137,17 @@ fn the_whole_way_from_sections_to_predictions() {
 
     // The runtime predicts at the spots; onnxruntime agrees on the same pixels.
     let slide = data("her2st-crops/images/B4.jpg");
-    let spots = data("her2st-crops/spots/B4_selection.tsv");
+    // On whole pixels, so that tiles are the image's own bytes.
+    let table = std::fs::read_to_string(data("her2st-crops/spots/B4_selection.tsv")).unwrap();
+    let mut centres = "spot,x,y\n".to_owned();
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let round = |field: &str| field.parse::<f64>().unwrap().round();
+        let (x, y) = (round(fields[4]), round(fields[5]));
+        centres += &format!("{}x{},{x},{y}\n", fields[0], fields[1]);
+    }
+    let spots = work.path().join("spots.csv");
+    std::fs::write(&spots, centres).unwrap();
     let out = at("out");
     Run::of(program("diffbulk").args([
         "predict",

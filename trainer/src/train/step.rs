@@ -282,36 +282,4 @@ mod tests {
         let worst = a.iter().zip(&b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
         assert!(worst < 1e-4 * scale, "{worst} of {scale}");
     }
-
-    /// Prints the cost of the edge preset: `cargo test --release -- --ignored --nocapture timing`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn timing_of_a_step() {
-        let device = Device::flex();
-        let genes = 250;
-        let symbols = (0..genes).map(|g| format!("G{g}")).collect();
-        let mut config = Config::preset("edge").unwrap().with_vocabulary(symbols);
-        if let Ok(channels) = std::env::var("CHANNELS") {
-            config.model_channels = channels.parse().unwrap();
-        }
-        if let Ok(mult) = std::env::var("MULT") {
-            config.channel_mult = mult.split(',').map(|m| m.parse().unwrap()).collect();
-        }
-        let number = |name: &str, default: usize| {
-            std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-        };
-        let source = MadeUp::new(224, 32, genes);
-        let parameters = parameters(&config, &device);
-        let order = Order::new(&source, 0.5, 1);
-        let batch = number("BATCH", 16);
-        let recipe = recipe(number("LANES", 2), number("MICRO", 2));
-        let values: usize = parameters.specs().iter().map(|s| s.len()).sum();
-        println!("{} MMAC, {values} parameters", config.macs() / 1_000_000);
-        for step in 0..3u64 {
-            let tiles = order.tiles(step * batch as u64, batch);
-            let start = std::time::Instant::now();
-            gradients(&source, &config, &parameters, &tiles, step * 16, &recipe, &device).unwrap();
-            println!("{:.1} tiles/s", batch as f64 / start.elapsed().as_secs_f64());
-        }
-    }
 }
