@@ -1,4 +1,5 @@
-"""Reads a prediction's outputs with the tools that users have and insists that they agree.
+"""Reads a prediction's outputs with the tools that users have and insists that they agree, and that
+the model passes the ONNX checker.
 
 Arguments: output directory, stem, ONNX model, and optionally a slide whose tiles are cut out
 with Pillow and predicted with onnxruntime for comparison (only when it needs no resampling).
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import onnx
 import pandas as pd
 import pyarrow.parquet
 
 directory, stem, model = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+onnx.checker.check_model(onnx.load(model), full_check=True)
 
 run = json.loads((directory / "run.json").read_text())
 genes = run["genes"]
