@@ -1,0 +1,40 @@
+/// A function of one value. NaN stays NaN in each.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Activation {
+    /// The value itself.
+    #[default]
+    None,
+    /// `x / (1 + exp(-x))`, also called swish.
+    Silu,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `max(x, 0)`.
+    Relu,
+    /// `min(max(x, low), high)`; ReLU6 is `Clip { low: 0.0, high: 6.0 }`.
+    Clip {
+        /// Lower bound.
+        low: f32,
+        /// Upper bound.
+        high: f32,
+    },
+}
+
+impl Activation {
+    /// The reference value.
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Self::None => x,
+            Self::Silu if x == f32::NEG_INFINITY => 0.0,
+            Self::Silu => x / (1.0 + (-x).exp()),
+            Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Self::Relu => clip(x, 0.0, f32::INFINITY),
+            Self::Clip { low, high } => clip(x, low, high),
+        }
+    }
+}
+
+/// `f32::clamp` without its panic, NaN handed on.
+fn clip(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
+}

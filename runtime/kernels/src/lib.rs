@@ -1,0 +1,39 @@
+//! The CPU engine's kernels: pure compute on slices, no file, no thread, no allocation while running.
+//!
+//! Activations are NHWC float32, one image at a time: a map of `height x width` pixels of `channels` values each.
+//! Whatever depends on weights is prepared once as an immutable object ([`Conv2d`], [`Dense`]) that threads share;
+//! what it needs to run is a [scratch slice](Conv2d::scratch_len) of the caller's. Everything else is a function.
+//!
+//! - Instruction sets are chosen at run time ([`Isa`]). Each kernel exists as plain scalar code, which is the
+//!   reference in tests and the fallback, and as one generic vector kernel compiled for each instruction set.
+//! - A call computes a range of output rows into a slice that holds just those rows, so one operator splits over
+//!   threads. No output value depends on the split: any number of threads gives the same bits.
+//! - Instruction sets may differ from each other by rounding; the tests state the bounds.
+//! - NaN and infinity: a NaN input gives NaN wherever it is summed, `Clip` and `Relu` hand NaN on, and SiLU of
+//!   negative infinity is 0. Winograd convolutions spread an infinity or NaN over its 6x6 neighbourhood.
+
+mod activation;
+mod attention;
+mod conv;
+mod dense;
+mod epilogue;
+mod error;
+mod group_norm;
+mod image;
+mod isa;
+mod pointwise;
+mod pool;
+mod resize;
+
+pub use activation::Activation;
+pub use attention::Attention;
+pub use conv::{Conv2d, ConvAlgorithm, ConvSpec, SourceSpec};
+pub use dense::Dense;
+pub use epilogue::{Epilogue, PixelNorm, Residual, Second, Source};
+pub use error::KernelError;
+pub use group_norm::GroupNorm;
+pub use image::ImageInput;
+pub use isa::{Isa, IsaError};
+pub use pointwise::pointwise;
+pub use pool::{average_pool_2x2, global_mean, mean_of_row_sums, mean_std};
+pub use resize::upsample_2x;
