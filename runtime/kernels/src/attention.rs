@@ -1,6 +1,17 @@
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "pointer arithmetic on slices that Attention::run checked"
+)]
+
 use std::ops::Range;
 
-use crate::{Isa, KernelError};
+use crate::{
+    Isa, KernelError,
+    aligned::align_scratch,
+    math,
+    matrix::{self, MOST_ROWS, Panel, Strip, group_start, groups},
+    simd::{self, Kernel, Simd},
+};
 
 /// Multi-head self-attention over a map's pixels, from one map of queries, keys and values:
 /// `softmax(scale * q k^T) v` for each head, where q, k and v of each pixel and head may be pixel-normed first.
@@ -12,6 +23,10 @@ pub struct Attention {
     head_size: usize,
     scale: f32,
     norm_eps: Option<f32>,
+    /// How pixels and a head's channels are cut into the matrix kernel's panels.
+    token_panels: Vec<Panel>,
+    size_panels: Vec<Panel>,
+    lanes: usize,
 }
 
 impl Attention {
@@ -34,7 +49,17 @@ impl Attention {
                 "attention of {tokens} pixels, {heads} heads of {head_size} channels; none may be 0"
             )));
         }
-        Ok(Self { isa, tokens, heads, head_size, scale, norm_eps })
+        Ok(Self {
+            isa,
+            tokens,
+            heads,
+            head_size,
+            scale,
+            norm_eps,
+            token_panels: matrix::layout(isa, tokens),
+            size_panels: matrix::layout(isa, head_size),
+            lanes: simd::block(isa).0,
+        })
     }
 
     /// The instruction set it was prepared for.
@@ -49,7 +74,19 @@ impl Attention {
 
     /// Floats of scratch a call needs.
     pub fn scratch_len(&self) -> usize {
-        3 * self.tokens * self.heads * self.head_size + self.tokens
+        15 + self.parts().iter().sum::<usize>()
+    }
+
+    /// Floats of the packed keys, the packed values, a block of queries and a block of scores.
+    fn parts(&self) -> [usize; 4] {
+        let (tokens, size) =
+            (self.tokens.next_multiple_of(16), self.head_size.next_multiple_of(16));
+        [
+            size * tokens,
+            self.tokens.next_multiple_of(16) * size,
+            MOST_ROWS * size,
+            MOST_ROWS * tokens,
+        ]
     }
 
     /// Computes pixels `tokens` into `dst`, `[tokens.len(), heads * head_size]`, from `qkv`,
@@ -58,7 +95,7 @@ impl Attention {
     /// # Panics
     /// A slice that does not fit the shape.
     pub fn run(&self, qkv: &[f32], dst: &mut [f32], scratch: &mut [f32], tokens: Range<usize>) {
-        let (size, channels) = (self.head_size, self.heads * self.head_size);
+        let channels = self.heads * self.head_size;
         assert_eq!(qkv.len(), self.tokens * 3 * channels, "queries, keys and values");
         assert!(
             tokens.start <= tokens.end && tokens.end <= self.tokens,
@@ -67,41 +104,196 @@ impl Attention {
         );
         assert_eq!(dst.len(), tokens.len() * channels, "attention output");
         assert!(scratch.len() >= self.scratch_len(), "attention scratch");
-        let (normed, rest) = scratch.split_at_mut(qkv.len());
-        let weights = &mut rest[..self.tokens];
-        normed.copy_from_slice(qkv);
-        if let Some(eps) = self.norm_eps {
-            for part in normed.chunks_exact_mut(size) {
-                let mean = part.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / size as f64;
-                let factor = 1.0 / (mean.sqrt() as f32 + eps);
-                part.iter_mut().for_each(|v| *v *= factor);
-            }
-        }
-        let part = |token: usize, kind: usize, head: usize| {
-            &normed[(token * 3 + kind) * channels + head * size..][..size]
+        let mut rest = align_scratch(scratch, self.scratch_len() - 15);
+        let [keys, values, queries, scores] = self.parts().map(|len| {
+            let part;
+            (part, rest) = std::mem::take(&mut rest).split_at_mut(len);
+            part.as_mut_ptr()
+        });
+        let call = Call {
+            op: self,
+            qkv: qkv.as_ptr(),
+            dst: dst.as_mut_ptr(),
+            tokens,
+            keys,
+            values,
+            queries,
+            scores,
         };
-        for (i, token) in tokens.enumerate() {
-            for head in 0..self.heads {
-                let q = part(token, 0, head);
-                let mut highest = f32::NEG_INFINITY;
-                for (k, w) in weights.iter_mut().enumerate() {
-                    *w = self.scale
-                        * q.iter().zip(part(k, 1, head)).map(|(a, b)| a * b).sum::<f32>();
-                    highest = highest.max(*w);
-                }
-                let mut total = 0.0;
-                for w in weights.iter_mut() {
-                    *w = (*w - highest).exp();
-                    total += *w;
-                }
-                let out = &mut dst[i * channels + head * size..][..size];
-                out.fill(0.0);
-                for (v, w) in weights.iter().enumerate() {
-                    for (o, x) in out.iter_mut().zip(part(v, 2, head)) {
-                        *o += w * x;
+        // SAFETY: the slices were checked against the shape, the scratch cut as `parts` says.
+        unsafe { simd::dispatch(self.isa, call) };
+    }
+}
+
+struct Call<'a> {
+    op: &'a Attention,
+    qkv: *const f32,
+    dst: *mut f32,
+    tokens: Range<usize>,
+    keys: *mut f32,
+    values: *mut f32,
+    queries: *mut f32,
+    scores: *mut f32,
+}
+
+impl Call<'_> {
+    /// Where a pixel's part of one head is: 0 query, 1 key, 2 value.
+    #[inline(always)]
+    unsafe fn part(&self, token: usize, kind: usize, head: usize) -> *const f32 {
+        let size = self.op.head_size;
+        self.qkv.add(((token * 3 + kind) * self.op.heads + head) * size)
+    }
+
+    /// The normalisation's factor of one part, times `scale`.
+    #[inline(always)]
+    unsafe fn factor<S: Simd>(&self, part: *const f32, scale: f32) -> f32 {
+        let Some(eps) = self.op.norm_eps else { return scale };
+        let size = self.op.head_size;
+        let mut squares = S::zero();
+        for c in (0..size).step_by(S::LANES) {
+            let v = S::load_first(part.add(c), S::LANES.min(size - c));
+            squares = S::mul_add(v, v, squares);
+        }
+        scale / ((S::sum(squares) / size as f32).sqrt() + eps)
+    }
+
+    /// Keys (transposed) and values of one head into the matrix kernel's panels.
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&self, head: usize) {
+        let (op, lanes) = (self.op, self.op.lanes);
+        for panel in &op.token_panels {
+            let width = panel.columns * lanes;
+            let to = self.keys.add(panel.start * op.head_size);
+            for t in 0..width {
+                if t < panel.channels {
+                    let key = self.part(panel.start + t, 1, head);
+                    let factor = self.factor::<S>(key, 1.0);
+                    for c in 0..op.head_size {
+                        to.add(c * width + t).write(*key.add(c) * factor);
+                    }
+                } else {
+                    for c in 0..op.head_size {
+                        to.add(c * width + t).write(0.0);
                     }
                 }
-                out.iter_mut().for_each(|o| *o /= total);
+            }
+        }
+        for token in 0..op.tokens {
+            let value = self.part(token, 2, head);
+            let factor = S::splat(self.factor::<S>(value, 1.0));
+            for panel in &op.size_panels {
+                let width = panel.columns * lanes;
+                let to = self.values.add(panel.start * op.tokens + token * width);
+                for c in (0..width).step_by(S::LANES) {
+                    let n = S::LANES.min(panel.channels.saturating_sub(c));
+                    S::store(
+                        to.add(c),
+                        S::mul(factor, S::load_first(value.add(panel.start + c), n)),
+                    );
+                }
+            }
+        }
+    }
+
+    /// `a` times the panels of `b`, for `rows` rows of `k` values each.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(
+        &self,
+        rows: usize,
+        (a, a_stride, k): (*const f32, usize, usize),
+        (b, panels): (*const f32, &[Panel]),
+        (out, out_stride): (*mut f32, usize),
+    ) {
+        let mut pointers = [std::ptr::null(); MOST_ROWS];
+        for (r, p) in pointers.iter_mut().enumerate().take(rows) {
+            *p = a.add(r * a_stride);
+        }
+        for panel in panels {
+            Strip {
+                rows,
+                columns: panel.columns,
+                a: pointers.as_ptr(),
+                row_stride: MOST_ROWS,
+                k: &k,
+                segments: 1,
+                b: b.add(panel.start * k),
+                bias: std::ptr::null(),
+                clip: None,
+                out: out.add(panel.start),
+                out_stride,
+            }
+            .compute::<S>();
+        }
+    }
+}
+
+impl Kernel for Call<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let op = self.op;
+        let (size, channels) = (op.head_size, op.heads * op.head_size);
+        let (padded_size, padded_tokens) =
+            (size.next_multiple_of(16), op.tokens.next_multiple_of(16));
+        let vectors = op.tokens.div_ceil(S::LANES) * S::LANES;
+        let count = groups(self.tokens.len(), S::ROWS);
+        for head in 0..op.heads {
+            self.pack::<S>(head);
+            for i in 0..count {
+                let from = group_start(self.tokens.len(), count, i);
+                let rows = group_start(self.tokens.len(), count, i + 1) - from;
+                for r in 0..rows {
+                    let query = self.part(self.tokens.start + from + r, 0, head);
+                    let factor = S::splat(self.factor::<S>(query, op.scale));
+                    for c in (0..size).step_by(S::LANES) {
+                        let v = S::load_first(query.add(c), S::LANES.min(size - c));
+                        S::store(self.queries.add(r * padded_size + c), S::mul(factor, v));
+                    }
+                }
+                let queries = (self.queries.cast_const(), padded_size, size);
+                self.multiply::<S>(
+                    rows,
+                    queries,
+                    (self.keys, &op.token_panels),
+                    (self.scores, padded_tokens),
+                );
+                for r in 0..rows {
+                    let scores = self.scores.add(r * padded_tokens);
+                    for t in op.tokens..vectors {
+                        scores.add(t).write(f32::NEG_INFINITY);
+                    }
+                    let mut highest = S::splat(f32::NEG_INFINITY);
+                    for t in (0..vectors).step_by(S::LANES) {
+                        highest = S::max(highest, S::load(scores.add(t)));
+                    }
+                    let highest = S::splat(S::largest(highest));
+                    let mut total = S::zero();
+                    for t in (0..vectors).step_by(S::LANES) {
+                        let e = math::exp::<S>(S::sub(S::load(scores.add(t)), highest));
+                        total = S::add(total, e);
+                        S::store(scores.add(t), e);
+                    }
+                    let share = S::splat(1.0 / S::sum(total));
+                    for t in (0..vectors).step_by(S::LANES) {
+                        S::store(scores.add(t), S::mul(share, S::load(scores.add(t))));
+                    }
+                }
+                let weights = (self.scores.cast_const(), padded_tokens, op.tokens);
+                // The queries' block is free again and as wide as a head.
+                self.multiply::<S>(
+                    rows,
+                    weights,
+                    (self.values, &op.size_panels),
+                    (self.queries, padded_size),
+                );
+                for r in 0..rows {
+                    let to = self.dst.add((from + r) * channels + head * size);
+                    for c in (0..size).step_by(S::LANES) {
+                        let v = S::load(self.queries.add(r * padded_size + c));
+                        S::store_first(to.add(c), S::LANES.min(size - c), v);
+                    }
+                }
             }
         }
     }

@@ -18,6 +18,11 @@ impl<'a> Source<'a> {
     pub fn new(data: &'a [f32]) -> Self {
         Self { data, scale: None, silu: false }
     }
+
+    /// Whether it is read as it is.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.scale.is_none() && !self.silu
+    }
 }
 
 /// What is added to a result before normalisation and activation.
@@ -84,6 +89,7 @@ impl Epilogue<'_> {
     }
 
     /// The same for `count` of the rows, from row `first` on.
+    #[cfg(test)]
     pub(crate) fn rows(
         &mut self,
         first: usize,
@@ -128,6 +134,7 @@ impl Epilogue<'_> {
 
 /// Reference: finishes `dst`, which holds the sums; `before` is what it held before the call where the residual is
 /// in place.
+#[cfg(test)]
 pub(crate) fn finish_reference(
     epilogue: &mut Epilogue,
     before: &[f32],

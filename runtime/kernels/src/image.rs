@@ -1,6 +1,15 @@
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "pointer arithmetic on slices that ImageInput::run checked"
+)]
+
 use std::ops::Range;
 
-use crate::{Isa, KernelError, error::check_length};
+use crate::{
+    Isa, KernelError,
+    error::check_length,
+    simd::{self, Kernel, Simd},
+};
 
 /// Reads an 8-bit image into a float map: a factor and an offset a channel, then optionally blocks of pixels folded
 /// into channels (ONNX SpaceToDepth: channel `(by * block + bx) * channels + c`), then optionally a channel of ones.
@@ -12,6 +21,9 @@ pub struct ImageInput {
     channels: usize,
     block: usize,
     ones: bool,
+    /// Bytes that lie side by side in the image and in the map.
+    run: usize,
+    /// Factors and offsets of a run.
     scale: Vec<f32>,
     shift: Vec<f32>,
 }
@@ -45,6 +57,8 @@ impl ImageInput {
         }
         check_length("image scale", scale.len(), channels)?;
         check_length("image shift", shift.len(), channels)?;
+        let run = if block == 1 && !ones { width * channels } else { block * channels };
+        let repeat = |values: &[f32]| values.iter().copied().cycle().take(run).collect();
         Ok(Self {
             isa,
             height,
@@ -52,8 +66,9 @@ impl ImageInput {
             channels,
             block,
             ones,
-            scale: scale.to_vec(),
-            shift: shift.to_vec(),
+            run,
+            scale: repeat(scale),
+            shift: repeat(shift),
         })
     }
 
@@ -81,18 +96,63 @@ impl ImageInput {
             rows.len() * width * out_channels,
             "destination: not the rows being computed"
         );
-        let run = self.block * self.channels;
-        for (i, pixel) in dst.chunks_exact_mut(out_channels).enumerate() {
-            let (y, x) = (rows.start + i / width, i % width);
-            let (folded, ones) = pixel.split_at_mut(out_channels - usize::from(self.ones));
-            for (by, part) in folded.chunks_exact_mut(run).enumerate() {
-                let from = ((y * self.block + by) * self.width + x * self.block) * self.channels;
-                for (j, (v, p)) in part.iter_mut().zip(&image[from..from + run]).enumerate() {
-                    let c = j % self.channels;
-                    *v = f32::from(*p) * self.scale[c] + self.shift[c];
+        // SAFETY: the image, the rows and the destination were checked against each other.
+        unsafe { simd::dispatch(self.isa, Call { op: self, image, dst: dst.as_mut_ptr(), rows }) };
+    }
+}
+
+struct Call<'a> {
+    op: &'a ImageInput,
+    image: &'a [u8],
+    dst: *mut f32,
+    rows: Range<usize>,
+}
+
+impl Call<'_> {
+    /// Converts the run of bytes that begins at `from`.
+    #[inline(always)]
+    unsafe fn convert<S: Simd>(&self, from: usize, to: *mut f32) {
+        let op = self.op;
+        for i in (0..op.run).step_by(S::LANES) {
+            let n = S::LANES.min(op.run - i);
+            let bytes = if from + i + S::LANES <= self.image.len() {
+                S::load_bytes(self.image.as_ptr().add(from + i))
+            } else {
+                let mut last = [0u8; 16];
+                last[..n].copy_from_slice(&self.image[from + i..][..n]);
+                S::load_bytes(last.as_ptr())
+            };
+            let scale = S::load_first(op.scale.as_ptr().add(i), n);
+            let shift = S::load_first(op.shift.as_ptr().add(i), n);
+            S::store_first(to.add(i), n, S::mul_add(bytes, scale, shift));
+        }
+    }
+}
+
+impl Kernel for Call<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let op = self.op;
+        let row_bytes = op.width * op.channels;
+        let mut to = self.dst;
+        for y in self.rows.clone() {
+            if op.block == 1 && !op.ones {
+                self.convert::<S>(y * row_bytes, to);
+                to = to.add(op.run);
+                continue;
+            }
+            for x in 0..op.width / op.block {
+                for by in 0..op.block {
+                    self.convert::<S>((y * op.block + by) * row_bytes + x * op.run, to);
+                    to = to.add(op.run);
+                }
+                if op.ones {
+                    to.write(1.0);
+                    to = to.add(1);
                 }
             }
-            ones.fill(1.0);
         }
     }
 }

@@ -4,26 +4,36 @@
 //! Whatever depends on weights is prepared once as an immutable object ([`Conv2d`], [`Dense`]) that threads share;
 //! what it needs to run is a [scratch slice](Conv2d::scratch_len) of the caller's. Everything else is a function.
 //!
-//! - Instruction sets are chosen at run time ([`Isa`]). Each kernel exists as plain scalar code, which is the
-//!   reference in tests and the fallback, and as one generic vector kernel compiled for each instruction set.
+//! - Instruction sets are chosen at run time ([`Isa`]). Each kernel is written once, generic over vectors, and compiled
+//!   for each instruction set; plain Rust ([`Isa::Scalar`]) is one of them and the fallback. The tests compare all of
+//!   them with a reference in nested loops.
 //! - A call computes a range of output rows into a slice that holds just those rows, so one operator splits over
 //!   threads. No output value depends on the split: any number of threads gives the same bits.
 //! - Instruction sets may differ from each other by rounding; the tests state the bounds.
 //! - NaN and infinity: a NaN input gives NaN wherever it is summed, `Clip` and `Relu` hand NaN on, and SiLU of
-//!   negative infinity is 0. Winograd convolutions spread an infinity or NaN over its 6x6 neighbourhood.
+//!   negative infinity is 0 (within 1e-35). Winograd convolutions spread an infinity or NaN over its 6x6 neighbourhood.
 
 mod activation;
+mod aligned;
 mod attention;
 mod conv;
 mod dense;
 mod epilogue;
 mod error;
+mod finish;
 mod group_norm;
 mod image;
 mod isa;
+mod math;
+mod matrix;
 mod pointwise;
 mod pool;
 mod resize;
+mod simd;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use activation::Activation;
 pub use attention::Attention;

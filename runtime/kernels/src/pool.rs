@@ -1,8 +1,16 @@
 //! Averages over a map.
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "pointer arithmetic on slices that the safe functions checked"
+)]
 
 use std::ops::Range;
 
-use crate::{Epilogue, Isa, epilogue::finish_reference};
+use crate::{
+    Epilogue, Isa, Residual,
+    finish::{Finish, RowSums},
+    simd::{self, Kernel, Simd},
+};
 
 /// Average over 2x2 blocks with stride 2: output rows `rows` of a `height x width` map (odd remainders are dropped)
 /// into `dst`, `[rows, width / 2, channels]`. The residual must not be in place.
@@ -17,7 +25,6 @@ pub fn average_pool_2x2(
     dst: &mut [f32],
     rows: Range<usize>,
 ) {
-    assert!(isa.is_available(), "instruction set {isa}");
     let out_width = width / 2;
     assert_eq!(src.len(), height * width * channels, "average pool input");
     assert!(rows.start <= rows.end && rows.end <= height / 2, "rows {rows:?} of {}", height / 2);
@@ -27,21 +34,54 @@ pub fn average_pool_2x2(
         "destination: not the rows being computed"
     );
     assert!(
-        !matches!(epilogue.residual, crate::Residual::InPlace { .. }),
-        "average pool: residual in place"
+        !matches!(epilogue.residual, Residual::InPlace { .. }),
+        "a residual in place is for convolutions only"
     );
     epilogue.check(rows.len(), out_width, channels);
     if dst.is_empty() {
         return;
     }
-    for (i, pixel) in dst.chunks_exact_mut(channels).enumerate() {
-        let (y, x) = (rows.start + i / out_width, i % out_width);
-        for (c, v) in pixel.iter_mut().enumerate() {
-            let at = |dy: usize, dx: usize| src[((2 * y + dy) * width + 2 * x + dx) * channels + c];
-            *v = ((at(0, 0) + at(0, 1)) + (at(1, 0) + at(1, 1))) * 0.25;
+    let finish = Finish::new(epilogue, dst, channels);
+    // SAFETY: the map, the rows and the destination were checked against each other.
+    unsafe { simd::dispatch(isa, Quarter { src: src.as_ptr(), width, channels, rows, finish }) };
+    if let Some(sums) = &mut epilogue.row_sums {
+        // SAFETY: slices whose lengths were checked.
+        unsafe { simd::dispatch(isa, RowSums { src: dst, width: out_width, channels, sums }) };
+    }
+}
+
+struct Quarter {
+    src: *const f32,
+    width: usize,
+    channels: usize,
+    rows: Range<usize>,
+    finish: Finish,
+}
+
+impl Kernel for Quarter {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (width, channels) = (self.width, self.channels);
+        let mut pixel = 0;
+        for y in self.rows {
+            for x in 0..width / 2 {
+                let from = self.src.add((2 * y * width + 2 * x) * channels);
+                for c in (0..channels).step_by(S::LANES) {
+                    let n = S::LANES.min(channels - c);
+                    let at = |dy: usize, dx: usize| {
+                        let from = from.add((dy * width + dx) * channels + c);
+                        if n == S::LANES { S::load(from) } else { S::load_first(from, n) }
+                    };
+                    let sum = S::add(S::add(at(0, 0), at(0, 1)), S::add(at(1, 0), at(1, 1)));
+                    self.finish.vector::<S>(S::mul(sum, S::splat(0.25)), pixel * channels + c, n);
+                }
+                self.finish.pixels::<S>(pixel, 1);
+                pixel += 1;
+            }
         }
     }
-    finish_reference(epilogue, &[], dst, out_width, channels);
 }
 
 /// Mean over all pixels of `src`, `[pixels, all channels]`, of the channels `channels`, into `dst`,
@@ -69,10 +109,9 @@ pub fn mean_std(
     all_channels: usize,
     src: &[f32],
     mean: &mut [f32],
-    mut std: Option<&mut [f32]>,
+    std: Option<&mut [f32]>,
     channels: Range<usize>,
 ) {
-    assert!(isa.is_available(), "instruction set {isa}");
     assert!(
         all_channels > 0 && !src.is_empty() && src.len().is_multiple_of(all_channels),
         "mean of whole pixels"
@@ -82,14 +121,76 @@ pub fn mean_std(
         "channels {channels:?} of {all_channels}"
     );
     assert_eq!(mean.len(), channels.len(), "mean");
-    assert!(std.as_ref().is_none_or(|s| s.len() == channels.len()), "standard deviation");
-    let count = (src.len() / all_channels) as f64;
-    for (i, c) in channels.enumerate() {
-        let values = || src.iter().skip(c).step_by(all_channels).map(|v| f64::from(*v));
-        let centre = values().sum::<f64>() / count;
-        mean[i] = centre as f32;
-        if let Some(std) = &mut std {
-            std[i] = (values().map(|v| (v - centre).powi(2)).sum::<f64>() / count).sqrt() as f32;
+    let mut variance = match std {
+        Some(std) => {
+            assert_eq!(std.len(), channels.len(), "standard deviation");
+            Some(std)
+        }
+        None => None,
+    };
+    let moments =
+        Moments { src, stride: all_channels, channels, mean, variance: variance.as_deref_mut() };
+    // SAFETY: slices whose lengths were checked.
+    unsafe { simd::dispatch(isa, moments) };
+    if let Some(std) = variance {
+        std.iter_mut().for_each(|v| *v = v.sqrt());
+    }
+}
+
+/// Mean and (biased) variance of some channels over all pixels, each `[channels.len()]`.
+pub(crate) struct Moments<'a> {
+    pub src: &'a [f32],
+    pub stride: usize,
+    pub channels: Range<usize>,
+    pub mean: &'a mut [f32],
+    pub variance: Option<&'a mut [f32]>,
+}
+
+/// Pixels whose sum is taken by itself, so that rounding grows with the square root of the map's size.
+const RUN: usize = 64;
+
+/// Sum over pixels of a function of one vector of channels.
+#[inline(always)]
+unsafe fn sum_over_pixels<S: Simd>(
+    from: *const f32,
+    pixels: usize,
+    stride: usize,
+    n: usize,
+    f: impl Fn(S::V) -> S::V,
+) -> S::V {
+    let mut total = S::zero();
+    for start in (0..pixels).step_by(RUN) {
+        // Two sums hide the latency of the addition.
+        let mut sums = [S::zero(); 2];
+        for p in start..pixels.min(start + RUN) {
+            let at = from.add(p * stride);
+            let v = if n == S::LANES { S::load(at) } else { S::load_first(at, n) };
+            sums[p % 2] = S::add(sums[p % 2], f(v));
+        }
+        total = S::add(total, S::add(sums[0], sums[1]));
+    }
+    total
+}
+
+impl Kernel for Moments<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(mut self) {
+        let pixels = self.src.len() / self.stride;
+        let share = S::splat(1.0 / pixels as f32);
+        for c in (0..self.channels.len()).step_by(S::LANES) {
+            let n = S::LANES.min(self.channels.len() - c);
+            let from = self.src.as_ptr().add(self.channels.start + c);
+            let mean = S::mul(share, sum_over_pixels::<S>(from, pixels, self.stride, n, |v| v));
+            S::store_first(self.mean.as_mut_ptr().add(c), n, mean);
+            if let Some(variance) = &mut self.variance {
+                let squares = sum_over_pixels::<S>(from, pixels, self.stride, n, |v| {
+                    let d = S::sub(v, mean);
+                    S::mul(d, d)
+                });
+                S::store_first(variance.as_mut_ptr().add(c), n, S::mul(share, squares));
+            }
         }
     }
 }

@@ -94,6 +94,25 @@ impl ConvSpec {
         pixels * source.channels
     }
 
+    /// Values of a row of one source's map.
+    pub(crate) fn source_row_len(&self, source: &SourceSpec) -> usize {
+        (self.width >> usize::from(source.upsample)) * source.channels
+    }
+
+    /// Rows of one source's map that output rows `rows` touch.
+    pub(crate) fn source_rows(
+        &self,
+        source: &SourceSpec,
+        rows: std::ops::Range<usize>,
+    ) -> std::ops::Range<usize> {
+        let first = (rows.start * self.stride[0]).saturating_sub(self.padding[0]);
+        let last = ((rows.end - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1)
+            .saturating_sub(self.padding[0])
+            .min(self.height);
+        let shift = usize::from(source.upsample);
+        (first >> shift).min(last.div_ceil(1 << shift))..last.div_ceil(1 << shift)
+    }
+
     /// Channels each output channel sums over.
     pub(crate) fn group_channels(&self) -> usize {
         if self.depthwise { 1 } else { self.in_channels() }

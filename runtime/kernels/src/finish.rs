@@ -1,0 +1,181 @@
+//! The epilogue on vectors: what every fast kernel does with its sums.
+#![expect(unsafe_op_in_unsafe_fn, reason = "pointer arithmetic under the contract of Finish")]
+
+use crate::{
+    Epilogue, PixelNorm, Residual,
+    math::VectorActivation,
+    simd::{Kernel, Simd},
+};
+
+/// An [`Epilogue`] as raw parts. Offsets are floats from the first value of the rows being computed.
+///
+/// # Safety
+/// All pointers reach as far as the destination does, which the epilogue's check asserted.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish {
+    pub dst: *mut f32,
+    channels: usize,
+    residual: *const f32,
+    residual_scale: f32,
+    norm: Option<PixelNorm>,
+    activation: VectorActivation,
+    second: *mut f32,
+    second_scale: f32,
+    second_activation: VectorActivation,
+}
+
+impl Finish {
+    /// Of an epilogue that was checked against `dst`. A residual in place reads `dst`.
+    pub(crate) fn new(epilogue: &mut Epilogue, dst: &mut [f32], channels: usize) -> Self {
+        let dst = dst.as_mut_ptr();
+        let (residual, residual_scale) = match epilogue.residual {
+            Residual::None => (std::ptr::null(), 0.0),
+            Residual::Add { data, scale } => (data.as_ptr(), scale),
+            Residual::InPlace { scale } => (dst.cast_const(), scale),
+        };
+        let (second, second_scale, second_activation) = match &mut epilogue.second {
+            None => (std::ptr::null_mut(), 0.0, crate::Activation::None),
+            Some(s) => (s.data.as_mut_ptr(), s.scale, s.activation),
+        };
+        Self {
+            dst,
+            channels,
+            residual,
+            residual_scale,
+            norm: epilogue.pixel_norm,
+            activation: epilogue.activation.into(),
+            second,
+            second_scale,
+            second_activation: second_activation.into(),
+        }
+    }
+
+    /// The bounds of the clip that is all there is to do, if so.
+    #[inline(always)]
+    pub(crate) fn only_clip(&self) -> Option<(f32, f32)> {
+        match self.activation {
+            VectorActivation::Clip { low, high }
+                if self.residual.is_null() && self.second.is_null() && self.norm.is_none() =>
+            {
+                Some((low, high))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether [`pixels`](Self::pixels) must follow once all channels are written.
+    #[inline(always)]
+    pub(crate) fn needs_pixels(&self) -> bool {
+        self.norm.is_some()
+    }
+
+    /// Finishes a vector of sums, of which the first `n` lanes count, and writes it at `offset`.
+    ///
+    /// # Safety
+    /// `offset + n` is within the rows being computed.
+    #[inline(always)]
+    pub(crate) unsafe fn vector<S: Simd>(&self, v: S::V, offset: usize, n: usize) {
+        if n == S::LANES {
+            self.write::<S, true>(v, offset, n)
+        } else {
+            self.write::<S, false>(v, offset, n)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write<S: Simd, const FULL: bool>(&self, mut v: S::V, offset: usize, n: usize) {
+        if !self.residual.is_null() {
+            let r = load::<S, FULL>(self.residual.add(offset), n);
+            v = S::mul_add(S::splat(self.residual_scale), r, v);
+        }
+        if self.norm.is_some() {
+            store::<S, FULL>(self.dst.add(offset), n, v);
+        } else {
+            self.activate::<S, FULL>(v, offset, n);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn activate<S: Simd, const FULL: bool>(&self, v: S::V, offset: usize, n: usize) {
+        let v = self.activation.apply::<S>(v);
+        store::<S, FULL>(self.dst.add(offset), n, v);
+        if !self.second.is_null() {
+            let second = self.second_activation.apply::<S>(S::mul(S::splat(self.second_scale), v));
+            store::<S, FULL>(self.second.add(offset), n, second);
+        }
+    }
+
+    /// Normalises `count` pixels from pixel `first` on, whose channels are all written, and finishes them.
+    ///
+    /// # Safety
+    /// The pixels are within the rows being computed.
+    #[inline(always)]
+    pub(crate) unsafe fn pixels<S: Simd>(&self, first: usize, count: usize) {
+        let Some(PixelNorm { eps, gain }) = self.norm else { return };
+        let (c, full) = (self.channels, self.channels / S::LANES * S::LANES);
+        for pixel in first..first + count {
+            let at = pixel * c;
+            let mut squares = S::zero();
+            for i in (0..full).step_by(S::LANES) {
+                let v = S::load(self.dst.add(at + i));
+                squares = S::mul_add(v, v, squares);
+            }
+            if full < c {
+                let v = S::load_first(self.dst.add(at + full), c - full);
+                squares = S::mul_add(v, v, squares);
+            }
+            let factor = S::splat(gain / ((S::sum(squares) / c as f32).sqrt() + eps));
+            for i in (0..full).step_by(S::LANES) {
+                let v = S::mul(factor, S::load(self.dst.add(at + i)));
+                self.activate::<S, true>(v, at + i, S::LANES);
+            }
+            if full < c {
+                let v = S::mul(factor, S::load_first(self.dst.add(at + full), c - full));
+                self.activate::<S, false>(v, at + full, c - full);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load<S: Simd, const FULL: bool>(from: *const f32, n: usize) -> S::V {
+    if FULL { S::load(from) } else { S::load_first(from, n) }
+}
+
+#[inline(always)]
+unsafe fn store<S: Simd, const FULL: bool>(to: *mut f32, n: usize, v: S::V) {
+    if FULL { S::store(to, v) } else { S::store_first(to, n, v) }
+}
+
+/// Sums over each row of `width` pixels of `channels` values, into `[rows, channels]`.
+pub(crate) struct RowSums<'a> {
+    pub src: &'a [f32],
+    pub width: usize,
+    pub channels: usize,
+    pub sums: &'a mut [f32],
+}
+
+impl Kernel for RowSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (width, channels) = (self.width, self.channels);
+        for (row, sums) in
+            self.src.chunks_exact(width * channels).zip(self.sums.chunks_exact_mut(channels))
+        {
+            for c in (0..channels).step_by(S::LANES) {
+                let n = S::LANES.min(channels - c);
+                let mut sum = S::zero();
+                for x in 0..width {
+                    let from = row.as_ptr().add(x * channels + c);
+                    sum = S::add(
+                        sum,
+                        if n == S::LANES { S::load(from) } else { S::load_first(from, n) },
+                    );
+                }
+                S::store_first(sums.as_mut_ptr().add(c), n, sum);
+            }
+        }
+    }
+}
