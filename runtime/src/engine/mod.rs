@@ -3,6 +3,7 @@
 //! [`open`] is the way in; [`ENGINES`] is the one list of what there is. Besides, [`Runner`] runs
 //! any other ONNX file (an image encoder, an export under test) with the same loader.
 
+pub mod fused;
 mod runner;
 mod tract;
 

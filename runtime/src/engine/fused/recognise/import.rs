@@ -1,0 +1,564 @@
+//! tract's typed graph as [`Graph`].
+//!
+//! The graph is taken as tract's loader types it, before its optimisation passes: those drop batch
+//! axes and turn 1x1 convolutions into matrix products, which serves tract's own kernels, and take
+//! three times as long as loading.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tract_onnx::prelude::tract_itertools::Itertools;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::{AxisOp, DimLike, TractErrorContext, TypedOp};
+use tract_onnx::tract_core::ops::array::{Pad, PadMode, Slice, TypedConcat};
+use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::cast::Cast;
+use tract_onnx::tract_core::ops::cnn::{self, KernelFormat, MaxPool, SumPool};
+use tract_onnx::tract_core::ops::einsum::EinSum;
+use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
+use tract_onnx::tract_core::ops::identity::Identity;
+use tract_onnx::tract_core::ops::math;
+use tract_onnx::tract_core::ops::nn::{self, DataFormat, Reduce, Reducer, Softmax};
+use tract_onnx::tract_core::ops::source::TypedSource;
+
+use super::graph::{Graph, Id, Node, Op, Value, is_row_major, layout_of};
+use crate::engine::fused::list::*;
+
+/// Largest constant that is computed when loading, in elements.
+const MAX_FOLDED: usize = 1 << 24;
+
+/// Reads `model`, whose shapes must all be numbers.
+pub(super) fn import(model: &TypedModel) -> TractResult<Graph> {
+    let mut import = Import { model, graph: Graph::default(), maps: HashMap::new() };
+    for id in model.eval_order()? {
+        import.node(id).with_context(|| format!("reading node {}", model.node(id)))?;
+    }
+    import.outputs()?;
+    let mut graph = import.graph;
+    graph.index();
+    graph.sweep();
+    Ok(graph)
+}
+
+struct Import<'a> {
+    model: &'a TypedModel,
+    graph: Graph,
+    /// Copies of graph inputs in the order of a map.
+    maps: HashMap<Id, Id>,
+}
+
+impl Import<'_> {
+    fn node(&mut self, id: usize) -> TractResult<()> {
+        let node = self.model.node(id);
+        let inputs: Vec<Id> = node.inputs.iter().map(|outlet| self.graph.outlets[outlet]).collect();
+        if let Some(constants) = self.folded(node, &inputs)? {
+            for (slot, tensor) in constants.into_iter().enumerate() {
+                self.value(OutletId::new(id, slot), Some(tensor))?;
+            }
+            return Ok(());
+        }
+        let mut outputs = vec![];
+        for slot in 0..node.outputs.len() {
+            outputs.push(self.value(OutletId::new(id, slot), None)?);
+        }
+        if node.op_is::<TypedSource>() {
+            self.input(outputs[0]);
+            return Ok(());
+        }
+        match self.read(node, &inputs, &outputs)? {
+            Read::Same(value) => {
+                self.graph.outlets.insert(OutletId::new(id, 0), value);
+            }
+            Read::As(op, reads) => self.push(&node.name, op, reads, outputs, id),
+            Read::Biased(op, reads, bias) => {
+                let sums = self.graph.value_like(outputs[0], node.name.clone());
+                self.push(&node.name, op, reads, vec![sums], id);
+                self.push(&node.name, Op::Offset(bias), vec![sums], outputs, id);
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, name: &str, op: Op, inputs: Vec<Id>, outputs: Vec<Id>, origin: usize) {
+        self.graph.nodes.push(Node { name: name.to_owned(), op, inputs, outputs, origin });
+    }
+
+    /// Its values, where they do not depend on the graph's inputs.
+    fn folded(&self, node: &TypedNode, inputs: &[Id]) -> TractResult<Option<Vec<Arc<Tensor>>>> {
+        if node.op_is::<TypedSource>() {
+            return Ok(None);
+        }
+        if let [output] = node.outputs.as_slice()
+            && let Some(constant) = &output.fact.konst
+        {
+            return Ok(Some(vec![Arc::clone(constant)]));
+        }
+        let constants: Option<TVec<TValue>> = inputs
+            .iter()
+            .map(|&id| self.graph.constant(id).map(|tensor| tensor.clone().into_tvalue()))
+            .collect();
+        let Some(constants) = constants else { return Ok(None) };
+        let small = node.outputs.iter().all(|output| {
+            let len: TDim = output.fact.shape.iter().product();
+            len.to_usize().is_ok_and(|len| len <= MAX_FOLDED)
+        });
+        if !small || inputs.is_empty() {
+            return Ok(None);
+        }
+        let values = node.op.eval_out_of_plan(constants)?;
+        Ok(values.map(|values| values.into_iter().map(|value| value.into_arc_tensor()).collect()))
+    }
+
+    fn value(&mut self, outlet: OutletId, constant: Option<Arc<Tensor>>) -> TractResult<Id> {
+        let (element, dims) = match &constant {
+            Some(tensor) => (tensor.datum_type(), tensor.shape().to_vec()),
+            None => {
+                let fact = self.model.outlet_fact(outlet)?;
+                let dims = fact.shape.iter().map(|dim| dim.to_usize()).collect::<Result<_, _>>()?;
+                (fact.datum_type, dims)
+            }
+        };
+        let id = self.graph.value(Value {
+            name: self.model.node(outlet.node).name.clone(),
+            element,
+            layout: layout_of(&dims),
+            dims,
+            constant,
+        });
+        self.graph.outlets.insert(outlet, id);
+        Ok(id)
+    }
+
+    /// A graph input is row-major; what reads it as a map reads a copy in that order.
+    fn input(&mut self, id: Id) {
+        self.graph.inputs.push(id);
+        let value = &mut self.graph.values[id];
+        if !is_row_major(&value.layout) {
+            value.layout = Layout::Plain(value.dims.clone());
+        }
+    }
+
+    /// Outputs of the graph are row-major.
+    fn outputs(&mut self) -> TractResult<()> {
+        for outlet in &self.model.outputs {
+            let id = self.graph.outlets[outlet];
+            let value = self.graph.values[id].clone();
+            let output = if is_row_major(&value.layout) {
+                id
+            } else {
+                let layout = Layout::Plain(value.dims.clone());
+                let output = self.graph.value(Value { layout, ..value.clone() });
+                self.layout(id, output, &value.name);
+                output
+            };
+            self.graph.outputs.push(output);
+        }
+        Ok(())
+    }
+
+    fn layout(&mut self, from: Id, to: Id, name: &str) {
+        self.push(name, Op::Layout, vec![from], vec![to], usize::MAX);
+    }
+
+    /// `id` in the layout of its dimensions: a graph input may have to be copied into it.
+    fn as_map(&mut self, id: Id) -> Id {
+        let value = self.graph.values[id].clone();
+        let layout = layout_of(&value.dims);
+        if layout == value.layout {
+            return id;
+        }
+        if let Some(&map) = self.maps.get(&id) {
+            return map;
+        }
+        let name = value.name.clone();
+        let map = self.graph.value(Value { layout, ..value });
+        self.layout(id, map, &name);
+        self.maps.insert(id, map);
+        map
+    }
+
+    fn read(&mut self, node: &TypedNode, inputs: &[Id], outputs: &[Id]) -> TractResult<Read> {
+        let op: &dyn TypedOp = node.op.as_ref();
+        if let (Some(axis_op), [input], [output]) = (op.downcast_ref::<AxisOp>(), inputs, outputs) {
+            return Ok(self.axis_op(axis_op, *input, *output));
+        }
+        if let (true, [input]) = (op.is::<Identity>(), inputs) {
+            return Ok(Read::Same(*input));
+        }
+        let live: Vec<Id> =
+            inputs.iter().copied().filter(|&id| self.graph.constant(id).is_none()).collect();
+        let [output] = outputs else { return Ok(Read::As(Op::Other, live)) };
+        if let Some(conv) = op.downcast_ref::<cnn::Conv>()
+            && let Some((conv, bias)) = self.conv(conv, inputs, *output)?
+        {
+            let map = self.as_map(inputs[0]);
+            return Ok(match bias {
+                Some(bias) => Read::Biased(Op::Conv(conv), vec![map], bias),
+                None => Read::As(Op::Conv(conv), vec![map]),
+            });
+        }
+        let found = self.operation(op, inputs, &live, *output)?;
+        Ok(match found {
+            Some(Op::Other) | None => Read::As(Op::Other, live),
+            Some(Op::Pixels) => {
+                // A cast leaves every element where it is.
+                let layout = self.graph.values[inputs[0]].layout.clone();
+                self.graph.values[*output].layout = layout;
+                Read::As(Op::Pixels, live)
+            }
+            Some(op) => {
+                let live = live.into_iter().map(|id| self.as_map(id)).collect();
+                Read::As(op, live)
+            }
+        })
+    }
+
+    fn axis_op(&mut self, op: &AxisOp, input: Id, output: Id) -> Read {
+        let from = self.graph.values[input].clone();
+        let AxisOp::Move(source, target) = op else {
+            return if from.dims == self.graph.values[output].dims {
+                Read::Same(input)
+            } else {
+                Read::As(Op::Reshape, vec![input])
+            };
+        };
+        let mut order: Vec<usize> = (0..from.dims.len()).collect();
+        let axis = order.remove(*source);
+        order.insert(*target, axis);
+        let is_plain = matches!(from.layout, Layout::Plain(_));
+        if order == [0, 3, 1, 2] && is_plain && from.dims[0] == 1 {
+            // Rows, columns, channels: just how a map lies.
+            return Read::As(Op::Rename, vec![input]);
+        }
+        let input = self.as_map(input);
+        Read::As(Op::Transpose(order), vec![input])
+    }
+
+    /// The operation that a tract operator is, `None` for what is not looked for here.
+    fn operation(
+        &mut self,
+        op: &dyn TypedOp,
+        inputs: &[Id],
+        live: &[Id],
+        output: Id,
+    ) -> TractResult<Option<Op>> {
+        let graph = &self.graph;
+        let float = |id: &Id| graph.values[*id].element == f32::datum_type();
+        if let (Some(cast), [input]) = (op.downcast_ref::<Cast>(), inputs) {
+            let pixels = graph.values[*input].element == u8::datum_type();
+            return Ok((cast.to == f32::datum_type() && pixels).then_some(Op::Pixels));
+        }
+        if !inputs.iter().all(|id| float(id) || graph.constant(*id).is_some()) || !float(&output) {
+            return Ok(None);
+        }
+        if let Some(op) = op.downcast_ref::<ElementWiseOp>() {
+            return Ok(element_wise(op).map(Op::Activate));
+        }
+        if let Some(op) = op.downcast_ref::<TypedBinOp>() {
+            return Ok(binary(op, graph, inputs, output));
+        }
+        if let Some(pool) = op.downcast_ref::<SumPool>() {
+            let mean = pool.normalize;
+            let found = geometry(graph, &pool.pool_spec, inputs[0]);
+            return Ok(found.filter(|_| mean).map(|geometry| {
+                Op::Pool(Pool {
+                    maximum: false,
+                    kernel: geometry.kernel,
+                    stride: geometry.stride,
+                    padding: geometry.padding,
+                    count_padding: pool.count_include_pad,
+                })
+            }));
+        }
+        if let Some(pool) = op.downcast_ref::<MaxPool>() {
+            let found = geometry(graph, &pool.pool_spec, inputs[0]);
+            return Ok(found.filter(|geometry| geometry.dilation == [1, 1]).map(|geometry| {
+                Op::Pool(Pool {
+                    maximum: true,
+                    kernel: geometry.kernel,
+                    stride: geometry.stride,
+                    padding: geometry.padding,
+                    count_padding: false,
+                })
+            }));
+        }
+        if let Some(op) = op.downcast_ref::<EinSum>() {
+            return einsum(op, graph, inputs);
+        }
+        if let Some(op) = op.downcast_ref::<Reduce>() {
+            return Ok(match op.reducer {
+                Reducer::Sum => Some(Op::Sum(op.axes.to_vec())),
+                Reducer::MeanOfSquares => Some(Op::MeanOfSquares(op.axes.to_vec())),
+                _ => None,
+            });
+        }
+        if let Some(op) = op.downcast_ref::<Softmax>() {
+            return Ok(Some(Op::Softmax(op.axes.to_vec())));
+        }
+        if let Some(op) = op.downcast_ref::<Slice>() {
+            return Ok(Some(Op::Slice {
+                axis: op.axis,
+                start: op.start.to_usize()?,
+                end: op.end.to_usize()?,
+            }));
+        }
+        if let Some(op) = op.downcast_ref::<TypedConcat>() {
+            let maps = inputs.iter().chain([&output]).all(|&id| {
+                matches!(graph.values[id].layout, Layout::Map { .. })
+                    && graph.dims(id).first() == Some(&1)
+                    && graph.dims(id).get(1) == Some(&graph.channels(id))
+            });
+            let found = op.axis == 1 && maps && live.len() == inputs.len();
+            return Ok(found.then_some(Op::Concat));
+        }
+        if let Some(op) = op.downcast_ref::<Pad>() {
+            let one = match &op.mode {
+                PadMode::Constant(value) => value.cast_to_scalar::<f32>()? == 1.0,
+                _ => false,
+            };
+            let channel = op.pads == [(0, 0), (0, 1), (0, 0), (0, 0)];
+            return Ok((one && channel && graph.dims(output)[0] == 1).then_some(Op::Ones));
+        }
+        Ok(self.upsampling(op, inputs, output).map(Op::Upsample))
+    }
+
+    /// A convolution with constant weights over one image, and its bias.
+    fn conv(
+        &self,
+        conv: &cnn::Conv,
+        inputs: &[Id],
+        output: Id,
+    ) -> TractResult<Option<(Conv, Option<Channels>)>> {
+        let graph = &self.graph;
+        let &[input, kernel, bias] = inputs else { return Ok(None) };
+        let float = graph.values[input].element == f32::datum_type();
+        let (Some(kernel), Some(bias)) = (graph.constant(kernel), graph.constant(bias)) else {
+            return Ok(None);
+        };
+        let geometry = geometry(graph, &conv.pool_spec, input);
+        let (Some(geometry), KernelFormat::OIHW, None, true) =
+            (geometry, conv.kernel_fmt, conv.q_params, float)
+        else {
+            return Ok(None);
+        };
+        if kernel.datum_type() != f32::datum_type() || bias.datum_type() != f32::datum_type() {
+            return Ok(None);
+        }
+        let view = bias.try_as_plain_ram()?;
+        let bias = match view.as_slice::<f32>()? {
+            [value] => Channels::One(*value),
+            values if values.len() == graph.channels(output) => Channels::Each(values.into()),
+            _ => return Ok(None),
+        };
+        let conv = Conv {
+            weights: Weights::new(Arc::clone(kernel))?,
+            channels: conv.input_channels(),
+            outputs: conv.output_channels(),
+            kernel: geometry.kernel,
+            stride: geometry.stride,
+            dilation: geometry.dilation,
+            padding: geometry.padding,
+            groups: conv.group,
+        };
+        Ok(Some((conv, Some(bias).filter(|bias| *bias != Channels::One(0.0)))))
+    }
+
+    /// The factor, where a resize operator repeats every pixel that often along both axes: seen from
+    /// what it does to a map of distinct values, as its many options are tract's to interpret.
+    fn upsampling(&self, op: &dyn TypedOp, inputs: &[Id], output: Id) -> Option<usize> {
+        if !matches!(&*op.name(), "Resize" | "NearestUpsample") {
+            return None;
+        }
+        let (&input, rest) = inputs.split_first()?;
+        let (&[1, c, h, w], &[1, oc, oh, ow]) = (self.graph.dims(input), self.graph.dims(output))
+        else {
+            return None;
+        };
+        let factor = oh / h.max(1);
+        let whole = factor > 1 && oc == c && oh == h * factor && ow == w * factor;
+        if !whole || c * h * w > 1 << 22 {
+            return None;
+        }
+        let probe: Vec<f32> = (0..c * h * w).map(|k| k as f32).collect();
+        let mut arguments: TVec<TValue> =
+            tvec![Tensor::from_shape(&[1, c, h, w], &probe).ok()?.into_tvalue()];
+        for &id in rest {
+            arguments.push(self.graph.constant(id)?.clone().into_tvalue());
+        }
+        let result = op.eval_out_of_plan(arguments).ok()??;
+        let result = result.first()?.try_as_plain_ram().ok()?;
+        let repeated = result.as_slice::<f32>().ok()?.iter().enumerate().all(|(k, value)| {
+            let (plane, y, x) = (k / (oh * ow), k / ow % oh, k % ow);
+            *value == probe[(plane * h + y / factor) * w + x / factor]
+        });
+        repeated.then_some(factor)
+    }
+}
+
+enum Read {
+    /// The value is its input.
+    Same(Id),
+    As(Op, Vec<Id>),
+    /// The operation, then an offset for each channel.
+    Biased(Op, Vec<Id>, Channels),
+}
+
+struct Geometry {
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+    padding: Padding,
+}
+
+/// Of a two-dimensional window over a map of one image.
+fn geometry(graph: &Graph, spec: &cnn::PoolSpec, input: Id) -> Option<Geometry> {
+    let &[1, _, height, width] = graph.dims(input) else { return None };
+    let &[kh, kw] = spec.kernel_shape.as_slice() else { return None };
+    if spec.data_format != DataFormat::NCHW {
+        return None;
+    }
+    let computed = spec.computed_padding(&[height, width]);
+    let [rows, columns] = computed.as_slice() else { return None };
+    Some(Geometry {
+        kernel: [kh, kw],
+        stride: [spec.stride(0), spec.stride(1)],
+        dilation: [spec.dilation(0), spec.dilation(1)],
+        padding: Padding {
+            top: rows.pad_before,
+            bottom: rows.pad_after,
+            left: columns.pad_before,
+            right: columns.pad_after,
+        },
+    })
+}
+
+fn element_wise(op: &ElementWiseOp) -> Option<Activation> {
+    let op = &op.0;
+    if op.is::<nn::Sigmoid>() {
+        Some(Activation::Sigmoid)
+    } else if op.is::<nn::Silu>() {
+        Some(Activation::Silu)
+    } else if op.is::<math::Sqrt>() {
+        Some(Activation::Sqrt)
+    } else if op.is::<math::Recip>() {
+        Some(Activation::Reciprocal)
+    } else if op.is::<math::Rsqrt>() {
+        Some(Activation::ReciprocalSqrt)
+    } else if op.is::<math::Square>() {
+        Some(Activation::Square)
+    } else if op.is::<math::Neg>() {
+        Some(Activation::Negate)
+    } else if op.is::<math::Abs>() {
+        Some(Activation::Abs)
+    } else if op.is::<math::Exp>() {
+        Some(Activation::Exp)
+    } else if op.is::<math::Tanh>() {
+        Some(Activation::Tanh)
+    } else {
+        None
+    }
+}
+
+fn binary(op: &TypedBinOp, graph: &Graph, inputs: &[Id], output: Id) -> Option<Op> {
+    let &[a, b] = inputs else { return None };
+    let kind = &op.0;
+    if let (None, None) = (graph.constant(a), graph.constant(b)) {
+        return if kind.is::<math::Add>() {
+            Some(Op::Add)
+        } else if kind.is::<math::Sub>() {
+            Some(Op::Subtract)
+        } else if kind.is::<math::Mul>() {
+            Some(Op::Multiply)
+        } else {
+            None
+        };
+    }
+    // A constant that makes the value larger is not one a channel.
+    let live = if graph.constant(a).is_none() { a } else { b };
+    if graph.dims(live) != graph.dims(output) {
+        return None;
+    }
+    let left = graph.constant(a).map(|tensor| channels(tensor, graph, output));
+    let right = graph.constant(b).map(|tensor| channels(tensor, graph, output));
+    let map = |channels: &Channels, f: fn(f32) -> f32| match channels {
+        Channels::One(value) => Channels::One(f(*value)),
+        Channels::Each(values) => Channels::Each(values.iter().map(|v| f(*v)).collect()),
+    };
+    let any = left.clone().or(right.clone())??;
+    if kind.is::<math::Add>() {
+        Some(Op::Offset(any))
+    } else if kind.is::<math::Mul>() {
+        Some(Op::Scale(any))
+    } else if kind.is::<math::Sub>() {
+        right.map(|_| Op::Offset(map(&any, |v| -v)))
+    } else if kind.is::<math::Div>() {
+        right.map(|_| Op::Scale(map(&any, |v| 1.0 / v)))
+    } else if let (true, Channels::One(low)) = (kind.is::<math::Max>(), &any) {
+        Some(Op::Activate(Activation::Clip { low: *low, high: f32::INFINITY }))
+    } else if let (true, Channels::One(high)) = (kind.is::<math::Min>(), &any) {
+        Some(Op::Activate(Activation::Clip { low: f32::NEG_INFINITY, high: *high }))
+    } else {
+        None
+    }
+}
+
+/// A constant that is broadcast against a value of the shape of `output`: one value, or one for each
+/// index along the second axis (channels).
+fn channels(tensor: &Tensor, graph: &Graph, output: Id) -> Option<Channels> {
+    if tensor.datum_type() != f32::datum_type() {
+        return None;
+    }
+    let view = tensor.try_as_plain_ram().ok()?;
+    let values = view.as_slice::<f32>().ok()?;
+    if let [value] = values {
+        return Some(Channels::One(*value));
+    }
+    if let Some((first, rest)) = values.split_first()
+        && rest.iter().all(|value| value == first)
+    {
+        return Some(Channels::One(*first));
+    }
+    let dims = graph.dims(output);
+    let lead = dims.len().checked_sub(tensor.rank())?;
+    let along_channels = dims.len() >= 2
+        && dims[1] == values.len()
+        && tensor.shape().iter().enumerate().all(|(k, &n)| k + lead == 1 || n == 1);
+    along_channels.then(|| Channels::Each(values.into()))
+}
+
+fn einsum(op: &EinSum, graph: &Graph, inputs: &[Id]) -> TractResult<Option<Op>> {
+    let &[a, b] = inputs else { return Ok(None) };
+    if op.q_params.is_some() || op.operating_dt != f32::datum_type() {
+        return Ok(None);
+    }
+    let (axes, outputs) = op.axes.to_strs();
+    let (Some((left, right)), Some(output)) =
+        (axes.iter().map(String::as_str).collect_tuple(), outputs.first().map(String::as_str))
+    else {
+        return Ok(None);
+    };
+    let Some(weights) = graph.constant(b) else {
+        let letters = [left.into(), right.into(), output.into()];
+        return Ok(graph.constant(a).is_none().then_some(Op::EinSum(letters)));
+    };
+    // A vector times a matrix, whichever way it lies.
+    let (&[1, k], &[rows, columns]) = (graph.dims(a), weights.shape()) else { return Ok(None) };
+    let letters = |text: &str| text.chars().collect_tuple::<(char, char)>();
+    let (Some((m, k1)), Some((w0, w1)), Some((o0, o1))) =
+        (letters(left), letters(right), letters(output))
+    else {
+        return Ok(None);
+    };
+    if weights.datum_type() != f32::datum_type() || o0 != m || k1 == m {
+        return Ok(None);
+    }
+    let weights = if (w0, w1) == (o1, k1) && columns == k {
+        Arc::clone(weights)
+    } else if (w0, w1) == (k1, o1) && rows == k {
+        Tensor::clone(weights).permute_axes(&[1, 0])?.into_arc_tensor()
+    } else {
+        return Ok(None);
+    };
+    let outputs = weights.shape()[0];
+    Ok(Some(Op::Dense(Dense { weights: Weights::new(weights)?, channels: k, outputs })))
+}
