@@ -15,6 +15,7 @@ pub mod predict;
 pub mod slide;
 pub mod tiling;
 pub mod tissue;
+pub mod trust;
 
 pub use error::{Error, Result};
 

@@ -5,6 +5,7 @@
 
 mod info;
 mod interrupt;
+mod model;
 mod predict;
 mod progress;
 
@@ -32,6 +33,8 @@ struct Arguments {
 enum Command {
     /// Predict a slide's expression and write tables, pictures and a report.
     Predict(Box<predict::Arguments>),
+    /// Sign, check and install models.
+    Model(model::Arguments),
     /// Tell what a model or a slide is.
     Info(info::Arguments),
 }
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Predict(arguments) => predict::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
+        Command::Model(arguments) => model::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
