@@ -5,7 +5,7 @@
 //! | [`ToHost`] | board | [`Tile`](ToHost::Tile), [`Decision`](ToHost::Decision), [`Plan`](ToHost::Plan), [`Summary`](ToHost::Summary), [`Telemetry`](ToHost::Telemetry), [`Fault`](ToHost::Fault), [`Log`](ToHost::Log) |
 //! | [`ToHost`] | camera | [`Slide`](ToHost::Slide), [`Pixels`](ToHost::Pixels), [`Chunk`](ToHost::Chunk), [`NoPixels`](ToHost::NoPixels), [`Fault`](ToHost::Fault), [`Log`](ToHost::Log) |
 //! | [`FromHost`] | to the board | [`Plan`](FromHost::Plan), [`Cells`](FromHost::Cells), [`Result`](FromHost::Result), [`NoResult`](FromHost::NoResult), [`Command`](FromHost::Command) |
-//! | [`FromHost`] | to the camera | [`Capture`](FromHost::Capture), [`Result`](FromHost::Result), [`NoResult`](FromHost::NoResult), [`Decision`](FromHost::Decision), [`Summary`](FromHost::Summary) |
+//! | [`FromHost`] | to the camera | [`Survey`](FromHost::Survey), [`Capture`](FromHost::Capture), [`Result`](FromHost::Result), [`NoResult`](FromHost::NoResult), [`Decision`](FromHost::Decision), [`Summary`](FromHost::Summary) |
 //!
 //! # A scan
 //!
@@ -38,7 +38,7 @@ pub use plan::{
 };
 pub use tile::{
     Action, Best, Chunk, Decision, Encoding, Expression, GeneStat, NoPixels, NoResult, Pixels,
-    Reason, Shot, StopReason, Summary, TileEvent, TileId, TileResult, Why,
+    Reason, SURVEY, Shot, StopReason, Summary, Survey, TileEvent, TileId, TileResult, Why,
 };
 
 use crate::limits::{GENE_NAME, GENES, MODEL_NAME, PIXEL_CHUNK, VERSION};
@@ -167,4 +167,6 @@ pub enum FromHost {
     Decision(Decision),
     /// To the camera: the board is done.
     Summary(Summary),
+    /// To the camera: send a picture of the whole slide.
+    Survey(Survey),
 }

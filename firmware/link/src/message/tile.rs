@@ -89,6 +89,10 @@ pub struct Pixels {
     pub shot: Shot,
     /// How they are coded.
     pub encoding: Encoding,
+    /// Left edge on the slide. A picture larger than the tile is welcome: what resampling at the tile's edge needs.
+    pub x: Um,
+    /// Top edge on the slide.
+    pub y: Um,
     /// Pixels across.
     pub width: u16,
     /// Pixels down.
@@ -109,6 +113,24 @@ pub struct Chunk<const N: usize = PIXEL_CHUNK> {
     pub offset: u32,
     /// The bytes.
     pub data: Vec<u8, N>,
+}
+
+/// The attempt that marks, in [`Pixels`] and [`Chunk`], an answer to a [`Survey`] instead of an exposure.
+pub const SURVEY: u8 = u8::MAX;
+
+/// Ask for rows of a picture of the whole slide, from which the host finds tissue before there is a plan. The answer
+/// is [`Pixels`] whose shot is `(part, `[`SURVEY`]`)`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Schema, MaxSize)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Survey {
+    /// Which part, for the answer.
+    pub part: TileId,
+    /// Pixels of the slide's finest scale that one pixel of the picture averages, across and down.
+    pub downsample: f64,
+    /// First row.
+    pub row: u16,
+    /// Rows.
+    pub rows: u16,
 }
 
 /// Why a shot has no pixels.

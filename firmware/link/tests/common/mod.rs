@@ -152,16 +152,17 @@ pub fn to_host() -> impl Strategy<Value = ToHost> {
         scale,
     });
     let encoding = prop_oneof![Just(Encoding::Rgb8), Just(Encoding::Jpeg)];
-    let pixels = (shot(), encoding, any::<[u16; 2]>(), scale(), any::<u32>()).prop_map(
-        |(shot, encoding, [width, height], scale, bytes)| Pixels {
+    let pixels = (shot(), encoding, [um(), um()], any::<[u16; 2]>(), scale(), any::<u32>())
+        .prop_map(|(shot, encoding, [x, y], [width, height], scale, bytes)| Pixels {
             shot,
             encoding,
+            x,
+            y,
             width,
             height,
             scale,
             bytes,
-        },
-    );
+        });
     let chunk = (shot(), any::<u32>(), list(any::<u8>())).prop_map(|(shot, offset, data)| Chunk {
         shot,
         offset,
@@ -248,6 +249,9 @@ pub fn from_host() -> impl Strategy<Value = FromHost> {
         BadPixels,
         Failed
     ]);
+    let survey = (any::<[u16; 3]>(), any::<u32>()).prop_map(|([part, row, rows], downsample)| {
+        Survey { part: TileId(part), downsample: f64::from(downsample) / 8.0, row, rows }
+    });
     prop_oneof![
         plan().prop_map(FromHost::Plan),
         cells.prop_map(FromHost::Cells),
@@ -258,6 +262,7 @@ pub fn from_host() -> impl Strategy<Value = FromHost> {
         event().prop_map(FromHost::Capture),
         decision().prop_map(FromHost::Decision),
         summary().prop_map(FromHost::Summary),
+        survey.prop_map(FromHost::Survey),
     ]
 }
 
