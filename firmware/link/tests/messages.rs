@@ -94,6 +94,16 @@ const _: () = {
 };
 
 #[test]
+fn texts_are_cut_at_their_room_between_characters() {
+    use diffbulk_link::message::text;
+    assert_eq!(text::<8>("short"), "short");
+    assert_eq!(text::<8>("exactly8"), "exactly8");
+    assert_eq!(text::<8>("one too m"), "one too ");
+    assert_eq!(text::<4>("aéé"), "aé");
+    assert_eq!(text::<5>(&format_args!("{}-{}", 123, 456)), "123-4");
+}
+
+#[test]
 fn expressions_come_back_and_refuse_what_is_not_finite() {
     let values = [0.5, -1.25, 3.0];
     assert_eq!(Expression::half(&values).unwrap().values().unwrap(), values);

@@ -13,11 +13,11 @@ use super::tile::Shot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Command {
-    /// Carry out the plan from where it stands.
+    /// Carry out the plan from where it stands; does nothing if it is under way or has ended.
     Start,
     /// Finish the tile under way, then wait.
     Pause,
-    /// End the scan and forget the plan.
+    /// End the scan; a summary follows.
     Stop,
     /// After a fault whose cause is gone: home and go on.
     ClearFault,

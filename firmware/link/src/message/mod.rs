@@ -13,7 +13,8 @@
 //!    ([`Slide`](ToHost::Slide)); the board's [`Hello`] says whether it holds a plan already ([`Resume`]).
 //! 2. The host sends a [`Plan`](FromHost::Plan), its bit map in [`Cells`](FromHost::Cells) from offset 0 up, and waits
 //!    for [`Plan`](ToHost::Plan) with [`PlanReply::Accepted`], by when the plan is in the board's flash. Then
-//!    [`Command::Start`]. A board that came back with the plan the host knows needs neither: it goes on by itself.
+//!    [`Command::Start`]. A board that came back with the plan the host knows needs [`Command::Start`] alone, which
+//!    does nothing if it was started already: it goes on where it was.
 //! 3. For each shot the board sends [`Tile`](ToHost::Tile) once the stage has settled; the host tells the camera to
 //!    [`Capture`](FromHost::Capture) it, gets [`Pixels`](ToHost::Pixels) and [`Chunk`](ToHost::Chunk)s, predicts,
 //!    keeps the result, and only then sends it ([`Result`](FromHost::Result), or [`NoResult`](FromHost::NoResult)).
@@ -43,6 +44,7 @@ pub use tile::{
 
 use crate::limits::{GENE_NAME, GENES, MODEL_NAME, PIXEL_CHUNK, VERSION};
 use crate::units::{Um, UmPerPx};
+use core::fmt::{self, Display, Write};
 use heapless::{String, Vec};
 use postcard::experimental::max_size::MaxSize;
 use postcard_schema::Schema;
@@ -96,6 +98,20 @@ pub struct Hello {
     pub panel: Vec<String<GENE_NAME>, GENES>,
     /// Board: where it goes on.
     pub resume: Option<Resume>,
+}
+
+/// As much of a text as there is room for, for versions, names, faults and log lines.
+pub fn text<const N: usize>(what: &(impl Display + ?Sized)) -> String<N> {
+    struct Cut<const N: usize>(String<N>);
+    impl<const N: usize> Write for Cut<N> {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            // An error ends the writing, which is how a text is cut.
+            part.chars().try_for_each(|c| self.0.push(c).map_err(|_| fmt::Error))
+        }
+    }
+    let mut cut = Cut(String::new());
+    let _ = write!(cut, "{what}");
+    cut.0
 }
 
 /// The slide under a camera, for the host to plan from.

@@ -21,7 +21,7 @@ pub struct PlanId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Schema, MaxSize)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Order {
-    /// Rows from the top, every other one backwards: the shortest way, and a reversal only at a row's end.
+    /// Rows from the top, every other one that has tiles backwards: short ways, and reversals only where rows end.
     Serpentine,
     /// Rows from the top, each from the left.
     Raster,
@@ -212,7 +212,7 @@ pub enum PlanReply {
     OutOfOrder,
     /// Tiles lie outside the stage's limits.
     Unreachable,
-    /// A scan is under way; stop it first.
+    /// A scan is under way, or a fault stands: stop it, or clear it, and send the plan again.
     Busy,
     /// It could not be written to flash.
     NotKept,
