@@ -80,7 +80,10 @@ impl<P: Parts> Controller<P> {
             FromHost::NoResult(none) => self.take_none(none, now_us),
             FromHost::Command(command) => self.command(command, now_us),
             // For the camera.
-            FromHost::Capture(_) | FromHost::Decision(_) | FromHost::Summary(_) => {}
+            FromHost::Survey(_)
+            | FromHost::Capture(_)
+            | FromHost::Decision(_)
+            | FromHost::Summary(_) => {}
         }
     }
 
