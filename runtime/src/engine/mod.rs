@@ -3,6 +3,7 @@
 //! [`open`] is the way in; [`ENGINES`] is the one list of what there is. Besides, [`Runner`] runs
 //! any other ONNX file (an image encoder, an export under test) with the same loader.
 
+mod cpu;
 pub mod fused;
 mod runner;
 mod tract;
@@ -20,13 +21,27 @@ pub trait Engine: Send + Sync {
 
     /// A session for one worker thread, with its own scratch memory.
     fn session(&self) -> Result<Box<dyn Session>>;
+
+    /// A session in which `threads` threads work on one tile together, for the shortest time until
+    /// it is done; an engine that cannot do that runs it on one.
+    fn team_session(&self, threads: usize) -> Result<Box<dyn Session>> {
+        let _ = threads;
+        self.session()
+    }
 }
 
 /// One worker's running state.
 pub trait Session: Send {
-    /// Predicts one tile: `image` is `tile_px` x `tile_px` x 3 RGB bytes (row-major HWC); returns
-    /// one value per panel gene.
-    fn predict(&mut self, image: &[u8]) -> Result<Vec<f32>>;
+    /// Predicts one tile: `image` is `tile_px` x `tile_px` x 3 RGB bytes (row-major HWC); leaves
+    /// one value per panel gene in `values`.
+    fn predict_into(&mut self, image: &[u8], values: &mut Vec<f32>) -> Result<()>;
+
+    /// The same, with the values in a new vector.
+    fn predict(&mut self, image: &[u8]) -> Result<Vec<f32>> {
+        let mut values = vec![];
+        self.predict_into(image, &mut values)?;
+        Ok(values)
+    }
 }
 
 /// One entry of the list of engines.
@@ -40,11 +55,18 @@ pub struct Registration {
 }
 
 /// All engines, the default one first.
-pub const ENGINES: &[Registration] = &[Registration {
-    name: tract::NAME,
-    about: "runs any ONNX graph on the CPU, one tile a core",
-    open: tract::open,
-}];
+pub const ENGINES: &[Registration] = &[
+    Registration {
+        name: cpu::NAME,
+        about: "this project's own kernels, one tile a core",
+        open: cpu::open,
+    },
+    Registration {
+        name: tract::NAME,
+        about: "tract's kernels, one tile a core; what the others are checked against",
+        open: tract::open,
+    },
+];
 
 /// Loads `model` into the engine called `name`.
 ///

@@ -61,7 +61,7 @@ impl Engine for TractEngine {
 }
 
 impl Session for TractSession {
-    fn predict(&mut self, image: &[u8]) -> Result<Vec<f32>> {
+    fn predict_into(&mut self, image: &[u8], into: &mut Vec<f32>) -> Result<()> {
         let bytes: usize = self.input.iter().product();
         if image.len() != bytes {
             return Err(failure(format!("a tile has {bytes} bytes, this one {}", image.len())));
@@ -75,7 +75,8 @@ impl Session for TractSession {
                 self.genes
             )));
         }
-        Ok(values)
+        *into = values;
+        Ok(())
     }
 }
 

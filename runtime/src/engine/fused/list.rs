@@ -385,11 +385,11 @@ impl Layout {
         self.len() == 0
     }
 
-    /// Height, width and channels; a plain buffer is one row of pixels of one channel.
+    /// Height, width and channels; a plain buffer is one pixel.
     pub fn dims(&self) -> [usize; 3] {
         match self {
             Self::Map { height, width, channels } => [*height, *width, *channels],
-            Self::Plain(_) => [1, self.len(), 1],
+            Self::Plain(_) => [1, 1, self.len()],
         }
     }
 }

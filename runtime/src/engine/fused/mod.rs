@@ -12,6 +12,7 @@ mod show;
 use tract_onnx::prelude::*;
 
 pub use list::*;
+pub use plan::plan;
 
 /// The fused operators of `model`: the graph as loading typed it, with a fixed shape for every
 /// input. What is not recognised stays an operator of tract's; a graph that cannot be read at all

@@ -5,7 +5,7 @@ use super::list::{ALIGNMENT, FusedGraph};
 /// Gives every buffer an offset such that no two that are alive at the same time overlap, and sets
 /// the arena's size. A buffer lives from the operator that first writes it to the last that reads
 /// it; inputs from the start, outputs to the end.
-pub(super) fn plan(graph: &mut FusedGraph) {
+pub fn plan(graph: &mut FusedGraph) {
     let lives = lifetimes(graph);
     // Largest first, each at the lowest place that is free for all its life.
     let mut order: Vec<usize> = (0..graph.buffers.len()).collect();

@@ -1,0 +1,107 @@
+//! The `cpu` engine: the list of fused operators on this project's own kernels.
+//!
+//! [`legalise`] fits the list to the kernels, [`program`] packs weights and fixes places once for all
+//! sessions, [`run`] does one thread's share of one operator. A session runs one tile at a time on
+//! the caller's thread, or with a [`team`] of threads that share every operator by rows. No number
+//! depends on how many there are, and nothing is allocated for a tile.
+
+mod arena;
+mod legalise;
+mod plain;
+mod program;
+mod run;
+mod session;
+mod team;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use diffbulk_kernels::Isa;
+use tract_onnx::prelude::*;
+
+use self::program::Program;
+use self::session::CpuSession;
+use super::{Engine, Session, fused};
+use crate::model::typed::{guarded, typed};
+use crate::model::{Model, OUTPUT};
+use crate::{Error, Result};
+
+/// Registered name.
+pub(crate) const NAME: &str = "cpu";
+
+struct CpuEngine {
+    program: Arc<Program>,
+    bytes: usize,
+    genes: usize,
+}
+
+/// Loads `model`.
+pub(crate) fn open(model: &Model) -> Result<Box<dyn Engine>> {
+    let input = model.input_shape();
+    let genes = model.metadata().panel.len();
+    let isa = Isa::from_environment().map_err(|problem| Error::Request(problem.to_string()))?;
+    let program = guarded(model.path(), || {
+        Program::new(fused::fuse(typed(model.file().proto(), &input)?)?, isa)
+    })?;
+    let bytes = input.iter().product();
+    let fits = matches!(program.inputs.as_slice(), [image]
+            if image.place.len == bytes && image.element == u8::datum_type())
+        && matches!(program.outputs.as_slice(), [values]
+            if values.place.len == genes && values.element == f32::datum_type());
+    if !fits {
+        return Err(Error::model(
+            model.path(),
+            format!(
+                "for one tile its output `{OUTPUT}` is not {genes} values, one for each gene of its \
+                 panel; export it again"
+            ),
+        ));
+    }
+    Ok(Box::new(CpuEngine { program: Arc::new(program), bytes, genes }))
+}
+
+impl Engine for CpuEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn session(&self) -> Result<Box<dyn Session>> {
+        self.team_session(1)
+    }
+
+    fn team_session(&self, threads: usize) -> Result<Box<dyn Session>> {
+        let session = CpuSession::new(Arc::clone(&self.program), threads).map_err(failure)?;
+        Ok(Box::new(Tiles { session, bytes: self.bytes, genes: self.genes }))
+    }
+}
+
+/// A session as the program uses it: a tile in, genes out.
+struct Tiles {
+    session: CpuSession,
+    bytes: usize,
+    genes: usize,
+}
+
+impl Session for Tiles {
+    fn predict_into(&mut self, image: &[u8], values: &mut Vec<f32>) -> Result<()> {
+        if image.len() != self.bytes {
+            return Err(failure(format!(
+                "a tile has {} bytes, this one {}",
+                self.bytes,
+                image.len()
+            )));
+        }
+        self.session.set_input(0, image).map_err(failure)?;
+        self.session.run().map_err(failure)?;
+        values.clear();
+        values.extend_from_slice(self.session.output(0).map_err(failure)?);
+        debug_assert_eq!(values.len(), self.genes);
+        Ok(())
+    }
+}
+
+/// An error of this engine while running.
+fn failure(problem: impl std::fmt::Display) -> Error {
+    Error::Engine { engine: NAME, problem: format!("{problem:#}") }
+}

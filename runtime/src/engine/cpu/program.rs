@@ -1,0 +1,575 @@
+//! A list of fused operators prepared for this machine: weights packed, places fixed. Immutable and
+//! shared by all sessions.
+
+use std::sync::Arc;
+
+use diffbulk_kernels as kernels;
+use kernels::{Conv2d, ConvSpec, Isa, KernelError, PixelNorm, SourceSpec};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::{TractErrorContext, anyhow, bail, ensure};
+
+use super::arena::Place;
+use super::legalise::{self, Lead, is_kernel_map, is_mean_2x2, legalise};
+use crate::engine::fused::{
+    BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Layout, Pool, Step, TractOp,
+    plan,
+};
+
+/// Elements below which an operator is not worth sharing between threads.
+const SMALL: u64 = 1 << 14;
+
+/// Everything that sessions share.
+pub(super) struct Program {
+    pub(super) ops: Vec<Op>,
+    pub(super) isa: Isa,
+    pub(super) arena_bytes: usize,
+    /// Floats of scratch that each thread needs.
+    pub(super) scratch: usize,
+    pub(super) inputs: Vec<Slot>,
+    pub(super) outputs: Vec<Slot>,
+}
+
+/// A buffer that the caller fills or reads.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    pub(super) place: Place,
+    pub(super) element: DatumType,
+}
+
+/// An operator that is ready to run.
+pub(super) struct Op {
+    pub(super) work: Work,
+    /// Number of parts it can be cut into: rows, channels or outputs.
+    pub(super) parts: usize,
+    /// Cuts waste nothing at multiples of this many parts.
+    pub(super) unit: usize,
+    /// Run by one thread alone.
+    pub(super) alone: bool,
+    pub(super) about: About,
+}
+
+/// An operator in words.
+#[derive(Debug, Clone)]
+pub(super) struct About {
+    /// Name of its node.
+    pub(super) name: String,
+    /// Its line in the list.
+    pub(super) line: String,
+    /// What computes it.
+    pub(super) kernel: String,
+    /// Multiply-accumulates of the direct form.
+    pub(super) macs: u64,
+}
+
+/// One kernel call.
+pub(super) enum Work {
+    Image {
+        kernel: kernels::ImageInput,
+        image: Place,
+        dst: Place,
+    },
+    Conv {
+        kernel: Conv2d,
+        sources: Vec<Place>,
+        out: Out,
+    },
+    /// A function of each pixel.
+    Pointwise {
+        source: Place,
+        factors: Option<Vec<f32>>,
+        out: Out,
+    },
+    /// The same, each pixel four times.
+    Upsample {
+        source: Place,
+        dims: [usize; 3],
+        factors: Option<Vec<f32>>,
+        out: Out,
+    },
+    MeanPool {
+        source: Place,
+        dims: [usize; 3],
+        out: Out,
+    },
+    Pool {
+        pool: Pool,
+        source: Place,
+        dims: [usize; 3],
+        dst: Place,
+        out_dims: [usize; 3],
+    },
+    Attention {
+        kernel: kernels::Attention,
+        source: Place,
+        dst: Place,
+        channels: usize,
+        width: usize,
+    },
+    GroupNorm {
+        kernel: kernels::GroupNorm,
+        source: Place,
+        dst: Option<Place>,
+        mean: Option<Place>,
+    },
+    Moments {
+        source: Place,
+        channels: usize,
+        mean: Option<Place>,
+        deviation: Option<Place>,
+    },
+    Dense {
+        kernel: kernels::Dense,
+        inputs: Vec<Place>,
+        steps: Vec<PlainStep>,
+    },
+    Plain(Plain),
+    Layout {
+        from: Place,
+        to: Place,
+        dims: [usize; 3],
+        into_map: bool,
+    },
+    Tract {
+        op: Arc<TractOp>,
+        inputs: Vec<Port>,
+        outputs: Vec<Port>,
+        state: usize,
+    },
+}
+
+/// Where a kernel's results go, and what happens to them on the way.
+pub(super) struct Out {
+    pub(super) width: usize,
+    pub(super) channels: usize,
+    pub(super) residual: Option<(Place, f32)>,
+    pub(super) norm: Option<PixelNorm>,
+    pub(super) activation: kernels::Activation,
+    pub(super) dst: Place,
+    pub(super) second: Option<(f32, kernels::Activation, Place)>,
+}
+
+/// Steps for the plain interpreter, which knows them all.
+pub(super) struct Plain {
+    pub(super) inputs: Vec<Window>,
+    pub(super) steps: Vec<PlainStep>,
+    pub(super) width: usize,
+    pub(super) channels: usize,
+}
+
+/// A map as a plain operator reads it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub(super) place: Place,
+    pub(super) dims: [usize; 3],
+    pub(super) upsample: usize,
+}
+
+/// One step of the plain interpreter.
+pub(super) enum PlainStep {
+    Scale(Channels),
+    Offset(Channels),
+    Add(Window, f32),
+    Multiply(Window),
+    Norm(f32),
+    Activate(crate::engine::fused::Activation),
+    Store(Place),
+}
+
+/// A buffer as tract sees it.
+pub(super) struct Port {
+    pub(super) place: Place,
+    pub(super) element: DatumType,
+    /// In the graph's own axis order.
+    pub(super) shape: Vec<usize>,
+    /// Height, width and channels where the buffer is a map in another order than the graph's.
+    pub(super) map: Option<[usize; 3]>,
+}
+
+impl Program {
+    /// Prepares `graph` for instruction set `isa`.
+    ///
+    /// # Errors
+    /// When an operator contradicts itself.
+    pub(super) fn new(graph: FusedGraph, isa: Isa) -> TractResult<Self> {
+        let mut graph = legalise(graph);
+        plan(&mut graph);
+        let ops = std::mem::take(&mut graph.ops);
+        let mut prepare = Prepare { graph: &graph, isa, scratch: 0, states: 0 };
+        // Each operator's weights are let go as soon as they are packed.
+        let ops = ops
+            .into_iter()
+            .map(|op| {
+                prepare.disjoint(&op)?;
+                let name = op.name.clone();
+                prepare.op(op).with_context(|| format!("preparing {name}"))
+            })
+            .collect::<TractResult<Vec<_>>>()?;
+        let scratch = prepare.scratch;
+        let slot = |&id: &BufferId| Slot {
+            place: place(&graph.buffers[id]),
+            element: graph.buffers[id].element,
+        };
+        Ok(Self {
+            ops,
+            isa,
+            arena_bytes: graph.arena_bytes,
+            scratch,
+            inputs: graph.inputs.iter().map(slot).collect(),
+            outputs: graph.outputs.iter().map(slot).collect(),
+        })
+    }
+
+    /// tract's plans that a session needs a state for, in the order of [`Work::Tract`]'s numbers.
+    pub(super) fn tract_ops(&self) -> impl Iterator<Item = &TractOp> {
+        self.ops.iter().filter_map(|op| match &op.work {
+            Work::Tract { op, .. } => Some(op.as_ref()),
+            _ => None,
+        })
+    }
+}
+
+fn place(buffer: &BufferSpec) -> Place {
+    Place { offset: buffer.offset, len: buffer.layout.len() }
+}
+
+fn kernel_error(error: KernelError) -> TractError {
+    anyhow!("{error}")
+}
+
+struct Prepare<'a> {
+    graph: &'a FusedGraph,
+    isa: Isa,
+    scratch: usize,
+    states: usize,
+}
+
+impl Prepare<'_> {
+    fn place(&self, id: BufferId) -> Place {
+        place(&self.graph.buffers[id])
+    }
+
+    fn dims(&self, id: BufferId) -> [usize; 3] {
+        self.graph.buffers[id].layout.dims()
+    }
+
+    /// Checks what running relies on: that an operator's results overlap nothing that it reads or
+    /// writes besides.
+    fn disjoint(&self, op: &FusedOp) -> TractResult<()> {
+        let bytes = |id: BufferId| {
+            let buffer = &self.graph.buffers[id];
+            buffer.offset..buffer.offset + buffer.bytes()
+        };
+        let writes: Vec<BufferId> = op.writes().collect();
+        for (k, &write) in writes.iter().enumerate() {
+            for other in op.reads().chain(writes[k + 1..].iter().copied()) {
+                let (a, b) = (bytes(write), bytes(other));
+                ensure!(
+                    a.end <= b.start || b.end <= a.start,
+                    "{} writes over buffer b{other} that it uses",
+                    op.name
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn op(&mut self, op: FusedOp) -> TractResult<Op> {
+        let about = About {
+            line: self.graph.describe(&op),
+            kernel: self.isa.name().into(),
+            macs: op.macs(&self.graph.buffers),
+            name: op.name.clone(),
+        };
+        let size: usize =
+            op.writes().map(|id| self.graph.buffers[id].layout.len()).max().unwrap_or(0);
+        let alone = about.macs.max(size as u64) < SMALL;
+        let mut ready = self.work(op, about)?;
+        ready.alone |= alone || ready.parts <= ready.unit;
+        Ok(ready)
+    }
+
+    fn work(&mut self, op: FusedOp, mut about: About) -> TractResult<Op> {
+        let source = op.inputs.first().map(|input| input.buffer);
+        let source = source.with_context(|| format!("{} reads nothing", op.name))?;
+        let (mut unit, mut alone) = (1, false);
+        let (work, parts) = match op.core {
+            Core::Image { ref affine, block, ones } => {
+                let dst = stored(&op, 0)?;
+                let [height, width, channels] = match &self.graph.buffers[source].layout {
+                    // An image as the graph takes it, or any other bytes.
+                    Layout::Plain(dims) if dims.len() == 4 => [dims[1], dims[2], dims[3]],
+                    layout => layout.dims(),
+                };
+                let (scale, offset) = match affine {
+                    Some((scale, offset)) => (scale.to_vec(channels), offset.to_vec(channels)),
+                    None => (vec![1.0; channels], vec![0.0; channels]),
+                };
+                let kernel = kernels::ImageInput::new(
+                    self.isa, height, width, channels, block, ones, &scale, &offset,
+                )
+                .map_err(kernel_error)?;
+                let rows = kernel.out_shape()[0];
+                (Work::Image { kernel, image: self.place(source), dst: self.place(dst) }, rows)
+            }
+            Core::Conv(ref conv) => {
+                let found = legalise::epilogue(&op.steps, Lead::Bias);
+                let kernel = self.conv(&op, conv, found.lead.as_ref())?;
+                unit = kernel.row_unit();
+                about.kernel = kernel.algorithm().name().into();
+                self.scratch = self.scratch.max(kernel.scratch_len());
+                let sources = op.inputs.iter().map(|input| self.place(input.buffer)).collect();
+                let out = self.out(&op, found)?;
+                let rows = kernel.spec().out_height();
+                (Work::Conv { kernel, sources, out }, rows)
+            }
+            Core::Map if is_kernel_map(&op, &self.graph.buffers) => {
+                let found = legalise::epilogue(&op.steps, Lead::Factor);
+                let dims = self.dims(source);
+                let factors = found.lead.as_ref().map(|factors| factors.to_vec(dims[2]));
+                let out = self.out(&op, found)?;
+                let source = self.place(source);
+                match op.inputs[0].upsample {
+                    1 => (Work::Pointwise { source, factors, out }, dims[0]),
+                    _ => (Work::Upsample { source, dims, factors, out }, 2 * dims[0]),
+                }
+            }
+            Core::Pool(ref pool) if is_mean_2x2(pool) => {
+                let out = self.out(&op, legalise::epilogue(&op.steps, Lead::None))?;
+                let dims = self.dims(source);
+                (Work::MeanPool { source: self.place(source), dims, out }, dims[0] / 2)
+            }
+            Core::Pool(pool) => {
+                let dst = stored_in(&op.steps, 0, &op.name)?;
+                let out_dims = self.dims(dst);
+                let (dims, dst) = (self.dims(source), self.place(dst));
+                let source = self.place(source);
+                about.kernel = "plain".into();
+                (Work::Pool { pool, source, dims, dst, out_dims }, out_dims[0])
+            }
+            Core::Attention(attention) => {
+                let dst = stored(&op, 0)?;
+                let [height, width, _] = self.dims(source);
+                let kernel = kernels::Attention::new(
+                    self.isa,
+                    height * width,
+                    attention.heads,
+                    attention.dim,
+                    attention.scale,
+                    attention.norm,
+                )
+                .map_err(kernel_error)?;
+                self.scratch = self.scratch.max(kernel.scratch_len());
+                let (source, dst) = (self.place(source), self.place(dst));
+                let channels = attention.heads * attention.dim;
+                (Work::Attention { kernel, source, dst, channels, width }, height)
+            }
+            Core::GroupNorm { groups, epsilon } => {
+                alone = true;
+                (self.group_norm(&op, source, groups, epsilon)?, 1)
+            }
+            Core::Moments { mean, deviation } => {
+                let channels = self.dims(source)[2];
+                unit = 16;
+                self.scratch = self.scratch.max(channels);
+                let mut outputs = op.outputs.iter().map(|&id| self.place(id));
+                let mean = if mean { outputs.next() } else { None };
+                let deviation = if deviation { outputs.next() } else { None };
+                let source = self.place(source);
+                (Work::Moments { source, channels, mean, deviation }, channels)
+            }
+            Core::Dense(ref dense) => {
+                let bias = match op.steps.first() {
+                    Some(Step::Offset(bias)) => Some(bias.to_vec(dense.outputs)),
+                    _ => None,
+                };
+                let kernel = kernels::Dense::new(
+                    self.isa,
+                    dense.channels,
+                    dense.outputs,
+                    dense.weights.values(),
+                    bias.as_deref(),
+                )
+                .map_err(kernel_error)?;
+                unit = kernel.output_unit();
+                self.scratch = self.scratch.max(dense.channels + dense.outputs);
+                let skip = usize::from(bias.is_some());
+                let steps = op.steps[skip..]
+                    .iter()
+                    .map(|step| self.plain_step(step))
+                    .collect::<TractResult<_>>()?;
+                let inputs = op.inputs.iter().map(|input| self.place(input.buffer)).collect();
+                let outputs = dense.outputs;
+                // What a normalisation over all outputs needs.
+                alone = op.steps.iter().any(|step| matches!(step, Step::Norm { .. }));
+                (Work::Dense { kernel, inputs, steps }, outputs)
+            }
+            Core::Map => {
+                about.kernel = "plain".into();
+                let inputs: Vec<Window> =
+                    op.inputs.iter().map(|input| self.window(*input)).collect();
+                let channels = inputs.iter().map(|window| window.dims[2]).sum();
+                let [height, width] = [0, 1].map(|axis| inputs[0].dims[axis] * inputs[0].upsample);
+                let steps = op
+                    .steps
+                    .iter()
+                    .map(|step| self.plain_step(step))
+                    .collect::<TractResult<_>>()?;
+                self.scratch = self.scratch.max(channels);
+                (Work::Plain(Plain { inputs, steps, width, channels }), height)
+            }
+            Core::Layout => {
+                about.kernel = "plain".into();
+                let to = *op.outputs.first().context("a layout without output")?;
+                let into_map = matches!(self.graph.buffers[to].layout, Layout::Map { .. });
+                let dims = self.dims(if into_map { to } else { source });
+                let (from, to) = (self.place(source), self.place(to));
+                ensure!(from.len == to.len, "a layout of another size");
+                (Work::Layout { from, to, dims, into_map }, 1)
+            }
+            Core::Tract(ref tract) => {
+                about.kernel = "tract".into();
+                alone = true;
+                let port = |id: BufferId, shape: &Vec<usize>| {
+                    let buffer = &self.graph.buffers[id];
+                    Port {
+                        place: place(buffer),
+                        element: buffer.element,
+                        shape: shape.clone(),
+                        map: match buffer.layout {
+                            Layout::Map { height, width, channels }
+                                if height * width > 1 && channels > 1 =>
+                            {
+                                Some([height, width, channels])
+                            }
+                            _ => None,
+                        },
+                    }
+                };
+                let inputs =
+                    op.inputs.iter().zip(&tract.input_shapes).map(|(i, s)| port(i.buffer, s));
+                let outputs = op.outputs.iter().zip(&tract.output_shapes).map(|(&i, s)| port(i, s));
+                let (inputs, outputs) = (inputs.collect(), outputs.collect());
+                let state = self.states;
+                self.states += 1;
+                (Work::Tract { op: Arc::new(tract.clone()), inputs, outputs, state }, 1)
+            }
+        };
+        Ok(Op { work, parts, unit, alone, about })
+    }
+
+    fn conv(&self, op: &FusedOp, conv: &Conv, bias: Option<&Channels>) -> TractResult<Conv2d> {
+        let first = op.inputs[0];
+        let [height, width, _] = self.dims(first.buffer);
+        let spec = ConvSpec {
+            sources: op
+                .inputs
+                .iter()
+                .map(|input| SourceSpec {
+                    channels: self.dims(input.buffer)[2],
+                    upsample: input.upsample == 2,
+                })
+                .collect(),
+            height: height * first.upsample,
+            width: width * first.upsample,
+            out_channels: conv.outputs,
+            kernel: conv.kernel,
+            stride: conv.stride,
+            dilation: conv.dilation,
+            padding: [conv.padding.top, conv.padding.left, conv.padding.bottom, conv.padding.right],
+            depthwise: conv.groups > 1,
+        };
+        let bias = bias.map(|bias| bias.to_vec(conv.outputs));
+        Conv2d::new(self.isa, &spec, conv.weights.values(), bias.as_deref()).map_err(kernel_error)
+    }
+
+    fn out(&self, op: &FusedOp, found: legalise::Epilogue) -> TractResult<Out> {
+        ensure!(found.used == op.steps.len(), "steps are left over in {}", self.graph.describe(op));
+        let store = found.store.with_context(|| format!("{} stores nothing", op.name))?;
+        let [_, width, channels] = self.dims(store);
+        Ok(Out {
+            width,
+            channels,
+            residual: found.residual.map(|(input, scale)| (self.place(input.buffer), scale)),
+            norm: found.norm.map(|eps| PixelNorm { eps, gain: 1.0 }),
+            activation: found.activation,
+            dst: self.place(store),
+            second: found
+                .second
+                .map(|(factor, activation, id)| (factor, activation, self.place(id))),
+        })
+    }
+
+    fn group_norm(
+        &mut self,
+        op: &FusedOp,
+        source: BufferId,
+        groups: usize,
+        epsilon: f32,
+    ) -> TractResult<Work> {
+        let [height, width, channels] = self.dims(source);
+        let (mut scale, mut offset) = (Channels::One(1.0), Channels::One(0.0));
+        let mut activation = kernels::Activation::None;
+        let (mut dst, mut mean, mut pooled) = (None, None, false);
+        for step in &op.steps {
+            match step {
+                Step::Scale(channels) => scale = channels.clone(),
+                Step::Offset(channels) => offset = channels.clone(),
+                Step::Pool => pooled = true,
+                Step::Store(id) if pooled => mean = Some(self.place(*id)),
+                Step::Store(id) => dst = Some(self.place(*id)),
+                step => {
+                    activation = legalise::activation(step).context("a step out of place")?;
+                }
+            }
+        }
+        let kernel = kernels::GroupNorm::new(
+            self.isa,
+            height * width,
+            channels,
+            groups,
+            epsilon,
+            &scale.to_vec(channels),
+            &offset.to_vec(channels),
+            activation,
+        )
+        .map_err(kernel_error)?;
+        self.scratch = self.scratch.max(kernel.scratch_len());
+        Ok(Work::GroupNorm { kernel, source: self.place(source), dst, mean })
+    }
+
+    fn window(&self, input: crate::engine::fused::Input) -> Window {
+        Window {
+            place: self.place(input.buffer),
+            dims: self.dims(input.buffer),
+            upsample: input.upsample,
+        }
+    }
+
+    fn plain_step(&self, step: &Step) -> TractResult<PlainStep> {
+        Ok(match step {
+            Step::Scale(channels) => PlainStep::Scale(channels.clone()),
+            Step::Offset(channels) => PlainStep::Offset(channels.clone()),
+            Step::Add { input, scale } => PlainStep::Add(self.window(*input), *scale),
+            Step::Multiply(input) => PlainStep::Multiply(self.window(*input)),
+            Step::Norm { epsilon } => PlainStep::Norm(*epsilon),
+            Step::Activate(activation) => PlainStep::Activate(*activation),
+            Step::Store(id) => PlainStep::Store(self.place(*id)),
+            Step::Pool => bail!("a mean over pixels out of place"),
+        })
+    }
+}
+
+/// The buffer that step `at` stores to.
+fn stored(op: &FusedOp, at: usize) -> TractResult<BufferId> {
+    stored_in(&op.steps, at, &op.name)
+}
+
+fn stored_in(steps: &[Step], at: usize, name: &str) -> TractResult<BufferId> {
+    match steps {
+        steps if steps.len() == at + 1 => match steps[at] {
+            Step::Store(id) => Ok(id),
+            _ => bail!("{name} stores nothing"),
+        },
+        _ => bail!("{name} has steps that its kernel does not do"),
+    }
+}
