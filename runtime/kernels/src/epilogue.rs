@@ -89,7 +89,6 @@ impl Epilogue<'_> {
     }
 
     /// The same for `count` of the rows, from row `first` on.
-    #[cfg(test)]
     pub(crate) fn rows(
         &mut self,
         first: usize,

@@ -147,6 +147,45 @@ unsafe fn store<S: Simd, const FULL: bool>(to: *mut f32, n: usize, v: S::V) {
     if FULL { S::store(to, v) } else { S::store_first(to, n, v) }
 }
 
+/// Finishes rows of a tile of sums, `stride` floats apart, of which the first `channels` count: row `r` goes to
+/// `offset + r * pixel_stride`. A kernel of its own, so that its code exists once.
+pub(crate) struct FinishTile<'a> {
+    pub finish: &'a Finish,
+    pub tile: *const f32,
+    pub rows: usize,
+    pub stride: usize,
+    pub channels: usize,
+    pub offset: usize,
+    pub pixel_stride: usize,
+}
+
+impl Kernel for FinishTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for r in 0..self.rows {
+            for c in (0..self.channels).step_by(S::LANES) {
+                let v = S::load(self.tile.add(r * self.stride + c));
+                let n = S::LANES.min(self.channels - c);
+                self.finish.vector::<S>(v, self.offset + r * self.pixel_stride + c, n);
+            }
+        }
+    }
+}
+
+/// Normalises and finishes pixels, as [`Finish::pixels`].
+pub(crate) struct FinishPixels<'a>(pub &'a Finish, pub std::ops::Range<usize>);
+
+impl Kernel for FinishPixels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        self.0.pixels::<S>(self.1.start, self.1.len());
+    }
+}
+
 /// Sums over each row of `width` pixels of `channels` values, into `[rows, channels]`.
 pub(crate) struct RowSums<'a> {
     pub src: &'a [f32],

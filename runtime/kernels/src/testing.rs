@@ -34,8 +34,8 @@ pub(crate) fn distance(found: &[f32], expected: &[f32]) -> f32 {
     worst / expected.iter().fold(1.0, |m, v| v.abs().max(m))
 }
 
-/// How many cases a property runs: fewer where each step is interpreted.
+/// How many cases a property runs; `PROPTEST_CASES` asks for another number, fewer where each step is emulated.
 pub(crate) fn cases(n: u32) -> proptest::test_runner::Config {
-    let n = if cfg!(miri) { 1 } else { n };
+    let n = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(n);
     proptest::test_runner::Config { cases: n, failure_persistence: None, ..Default::default() }
 }

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use crate::{
-    Activation, Attention, Dense, Epilogue, GroupNorm, ImageInput, PixelNorm, Residual, Second,
-    Source, average_pool_2x2,
+    Activation, Attention, Conv2d, ConvSpec, Dense, Epilogue, GroupNorm, ImageInput,
+    InvertedResidual, InvertedResidualSpec, Layer, PixelNorm, Residual, Second, Source,
+    average_pool_2x2,
     epilogue::finish_reference,
     global_mean, mean_of_row_sums, mean_std, pointwise,
     testing::{cases, distance, instruction_sets, values},
@@ -255,6 +256,67 @@ proptest! {
                 };
                 prop_assert!((v - expected).abs() < 1e-4, "{isa}: {v} where {expected} at {i}");
             }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(32))]
+
+    /// Bit for bit what its three convolutions give, for any rows.
+    #[test]
+    fn an_inverted_residual_is_its_three_layers(
+        [height, width, side] in [5usize..40, 5usize..30, 0usize..2], [cin, wide, cout] in [1usize..20, 1usize..140, 1usize..40],
+        stride in 1usize..3, [a, b] in [0.0f64..1.0, 0.0f64..1.0], seed in 0u64..1000,
+    ) {
+        let kernel = 3 + 2 * side;
+        let spec = InvertedResidualSpec {
+            height,
+            width,
+            in_channels: cin,
+            expanded_channels: wide,
+            out_channels: cout,
+            kernel: [kernel; 2],
+            stride: [stride; 2],
+            padding: [kernel / 2, kernel / 2, (kernel - 1) / 2, kernel / 2],
+        };
+        let [w1, w2, w3] = [cin * wide, kernel * kernel * wide, wide * cout].map(|len| values(len, seed + len as u64));
+        let bias = values(wide, seed);
+        let map = values(height * width * cin, seed + 1);
+        let layer = |weights, bias, activation| Layer { weights, bias, activation };
+        let middle = Activation::Clip { low: 0.0, high: 6.0 };
+        for isa in instruction_sets() {
+            let first = ConvSpec::same(height, width, cin, wide, 1);
+            let second = ConvSpec {
+                out_channels: wide,
+                kernel: spec.kernel,
+                stride: spec.stride,
+                padding: spec.padding,
+                depthwise: true,
+                ..ConvSpec::same(height, width, wide, wide, 1)
+            };
+            let third = ConvSpec::same(second.out_height(), second.out_width(), wide, cout, 1);
+            let step = |spec: &ConvSpec, w: &[f32], bias, map: &[f32], activation| {
+                let conv = Conv2d::new(isa, spec, w, bias).unwrap();
+                let (mut dst, mut scratch) = (vec![0.0; spec.out_len()], vec![0.0; conv.scratch_len()]);
+                let rows = 0..spec.out_height();
+                conv.run(&[Source::new(map)], &mut Epilogue::activation(activation), &mut dst, &mut scratch, rows);
+                dst
+            };
+            let expected = step(&first, &w1, Some(&bias), &map, middle);
+            let expected = step(&second, &w2, None, &expected, middle);
+            let expected = step(&third, &w3, None, &expected, Activation::None);
+            let last = layer(&w3, None, Activation::None);
+            let block =
+                InvertedResidual::new(isa, &spec, layer(&w1, Some(&bias), middle), layer(&w2, None, middle), last).unwrap();
+            let [oh, ow, oc] = block.out_shape();
+            let at = |share: f64| (share * (oh + 1) as f64) as usize;
+            let rows = at(a.min(b))..at(a.max(b));
+            let mut dst = vec![0.0; rows.len() * ow * oc];
+            let mut scratch = vec![f32::NAN; block.scratch_len()];
+            block.run(&map, &mut Epilogue::default(), &mut dst, &mut scratch, rows.clone());
+            let expected = &expected[rows.start * ow * oc..rows.end * ow * oc];
+            prop_assert!(dst.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}");
         }
     }
 }

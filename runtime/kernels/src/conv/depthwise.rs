@@ -7,7 +7,7 @@ use super::ConvSpec;
 use crate::{
     Isa,
     aligned::Aligned,
-    finish::Finish,
+    finish::{Finish, FinishPixels, FinishTile},
     simd::{self, Kernel, Simd},
 };
 
@@ -42,17 +42,19 @@ impl Depthwise {
         (self.weights.len() + self.bias.len() + self.zeros.len()) * size_of::<f32>()
     }
 
+    /// `source` holds `ring` rows, row `y` of the map in row `y % ring`: all of the map, or the rows that `rows` touch.
+    ///
     /// # Safety
-    /// `source` is the spec's whole map and `finish` covers `rows`.
+    /// `source` is as said and `finish` covers `rows`.
     pub(super) unsafe fn run(
         &self,
         isa: Isa,
         spec: &ConvSpec,
-        source: *const f32,
+        (source, ring): (*const f32, usize),
         finish: Finish,
         rows: Range<usize>,
     ) {
-        let call = Call { conv: self, spec, source, finish, rows };
+        let call = Call { conv: self, spec, source, ring, finish, rows };
         let plain = spec.dilation == [1; 2]
             && spec.kernel[0] == spec.kernel[1]
             && spec.stride[0] == spec.stride[1];
@@ -71,6 +73,7 @@ struct Call<'a> {
     conv: &'a Depthwise,
     spec: &'a ConvSpec,
     source: *const f32,
+    ring: usize,
     finish: Finish,
     rows: Range<usize>,
 }
@@ -85,55 +88,129 @@ impl<const K: usize, const STRIDE: usize, const PATCH: usize> Kernel
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Call { conv, spec: s, source, finish, rows } = self.0;
+        let Call { conv, spec: s, source, ring, finish, rows } = self.0;
         let (width, channels) = (s.out_width(), s.out_channels);
         for y in rows.clone() {
             let top = (y * STRIDE) as isize - s.padding[0] as isize;
             // Kernel rows that lie on the map.
             let first = (-top).max(0) as usize;
             let last = (s.height as isize - top).clamp(0, K as isize) as usize;
+            let mut lines = [std::ptr::null(); K];
+            for (ky, line) in lines.iter_mut().enumerate().take(last).skip(first) {
+                *line = source.add((top + ky as isize) as usize % ring * (s.width * channels));
+            }
             for x in (0..width).step_by(PIXELS) {
                 let count = PIXELS.min(width - x);
-                let mut at = [[conv.zeros.as_ptr(); PATCH]; K];
-                for (ky, at) in at.iter_mut().enumerate().take(last).skip(first) {
-                    let row = source.offset((top + ky as isize) * (s.width * channels) as isize);
-                    for (i, at) in at.iter_mut().enumerate() {
-                        let column = (x * STRIDE + i).wrapping_sub(s.padding[1]);
-                        if column < s.width {
-                            *at = row.add(column * channels);
-                        }
-                    }
-                }
-                let offset = ((y - rows.start) * width + x) * channels;
-                for c in (0..channels).step_by(S::LANES) {
-                    let n = S::LANES.min(channels - c);
-                    let mut acc = [S::load(conv.bias.as_ptr().add(c)); PIXELS];
-                    for (ky, at) in at.iter().enumerate().take(last).skip(first) {
-                        let mut weights = [S::zero(); K];
-                        for (kx, w) in weights.iter_mut().enumerate() {
-                            *w =
-                                S::load(conv.weights.as_ptr().add((ky * K + kx) * conv.stride + c));
-                        }
-                        for (i, at) in at.iter().enumerate() {
-                            let v = if n == S::LANES {
-                                S::load(at.add(c))
-                            } else {
-                                S::load_first(at.add(c), n)
-                            };
-                            for (p, acc) in acc.iter_mut().enumerate() {
-                                if i >= p * STRIDE && i < p * STRIDE + K {
-                                    *acc = S::mul_add(v, weights[i - p * STRIDE], *acc);
-                                }
+                let left = (x * STRIDE).wrapping_sub(s.padding[1]);
+                let pixel = (y - rows.start) * width + x;
+                let block = Block::<K, STRIDE, PATCH> {
+                    conv,
+                    finish: &finish,
+                    channels,
+                    pixel,
+                    count,
+                    taps: first..last,
+                };
+                if left < s.width && left + PATCH <= s.width {
+                    let lines = lines.map(|line: *const f32| line.wrapping_add(left * channels));
+                    block.run::<S>(|ky, i| lines[ky].add(i * channels));
+                } else {
+                    let mut at = [[conv.zeros.as_ptr(); PATCH]; K];
+                    for (at, line) in at.iter_mut().zip(lines).take(last).skip(first) {
+                        for (i, at) in at.iter_mut().enumerate() {
+                            let column = left.wrapping_add(i);
+                            if column < s.width {
+                                *at = line.add(column * channels);
                             }
                         }
                     }
-                    for (p, acc) in acc.iter().enumerate().take(count) {
-                        finish.vector::<S>(*acc, offset + p * channels + c, n);
-                    }
+                    block.run::<S>(|ky, i| at[ky][i]);
                 }
-                finish.pixels::<S>((y - rows.start) * width + x, count);
+                if finish.needs_pixels() {
+                    S::call(FinishPixels(&finish, pixel..pixel + count));
+                }
             }
         }
+    }
+}
+
+/// One block of neighbouring output pixels.
+struct Block<'a, const K: usize, const STRIDE: usize, const PATCH: usize> {
+    conv: &'a Depthwise,
+    finish: &'a Finish,
+    channels: usize,
+    /// First pixel, counted from the first row being computed, and how many count.
+    pixel: usize,
+    count: usize,
+    /// Kernel rows on the map.
+    taps: Range<usize>,
+}
+
+impl<const K: usize, const STRIDE: usize, const PATCH: usize> Block<'_, K, STRIDE, PATCH> {
+    /// `at(kernel row, column)` points at the pixels of the input patch.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, at: impl Fn(usize, usize) -> *const f32) {
+        let full = self.channels / S::LANES * S::LANES;
+        // Bounds of the clip, where that is all there is to do.
+        let clip = if self.count == PIXELS { self.finish.only_clip() } else { None };
+        for c in (0..full).step_by(S::LANES) {
+            let sums = self.sums::<S, true>(&at, c, S::LANES);
+            if let Some((low, high)) = clip {
+                let to = self.finish.dst.add(self.pixel * self.channels + c);
+                for (p, v) in sums.into_iter().enumerate() {
+                    S::store(
+                        to.add(p * self.channels),
+                        S::min(S::splat(high), S::max(S::splat(low), v)),
+                    );
+                }
+            } else {
+                self.finish_sums::<S>(&sums, c, S::LANES);
+            }
+        }
+        if full < self.channels {
+            let n = self.channels - full;
+            let sums = self.sums::<S, false>(&at, full, n);
+            self.finish_sums::<S>(&sums, full, n);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const FULL: bool>(
+        &self,
+        at: &impl Fn(usize, usize) -> *const f32,
+        c: usize,
+        n: usize,
+    ) -> [S::V; PIXELS] {
+        let mut acc = [S::load(self.conv.bias.as_ptr().add(c)); PIXELS];
+        for ky in self.taps.clone() {
+            let mut weights = [S::zero(); K];
+            for (kx, w) in weights.iter_mut().enumerate() {
+                *w = S::load(self.conv.weights.as_ptr().add((ky * K + kx) * self.conv.stride + c));
+            }
+            for i in 0..PATCH {
+                let from = at(ky, i).add(c);
+                let v = if FULL { S::load(from) } else { S::load_first(from, n) };
+                for (p, acc) in acc.iter_mut().enumerate() {
+                    if i >= p * STRIDE && i < p * STRIDE + K {
+                        *acc = S::mul_add(v, weights[i - p * STRIDE], *acc);
+                    }
+                }
+            }
+        }
+        acc
+    }
+
+    #[inline(always)]
+    unsafe fn finish_sums<S: Simd>(&self, sums: &[S::V; PIXELS], c: usize, n: usize) {
+        S::call(FinishTile {
+            finish: self.finish,
+            tile: sums.as_ptr().cast(),
+            rows: self.count,
+            stride: S::LANES,
+            channels: n,
+            offset: self.pixel * self.channels + c,
+            pixel_stride: self.channels,
+        });
     }
 }
 
@@ -145,7 +222,7 @@ impl Kernel for Any<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Call { conv, spec: s, source, finish, rows } = self.0;
+        let Call { conv, spec: s, source, ring, finish, rows } = self.0;
         let (width, channels) = (s.out_width(), s.out_channels);
         let ([kh, kw], [sy, sx], [dy, dx]) = (s.kernel, s.stride, s.dilation);
         for y in rows.clone() {
@@ -160,7 +237,7 @@ impl Kernel for Any<'_> {
                             let ix = (x * sx + kx * dx).wrapping_sub(s.padding[1]);
                             if iy < s.height && ix < s.width {
                                 let v = S::load_first(
-                                    source.add((iy * s.width + ix) * channels + c),
+                                    source.add((iy % ring * s.width + ix) * channels + c),
                                     n,
                                 );
                                 let w = S::load(
@@ -172,7 +249,9 @@ impl Kernel for Any<'_> {
                     }
                     finish.vector::<S>(acc, pixel * channels + c, n);
                 }
-                finish.pixels::<S>(pixel, 1);
+                if finish.needs_pixels() {
+                    S::call(FinishPixels(&finish, pixel..pixel + 1));
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use super::ConvSpec;
 use crate::{
     Isa,
     aligned::Aligned,
-    finish::Finish,
+    finish::{Finish, FinishPixels, FinishTile},
     matrix::{self, MOST_COLUMNS, MOST_ROWS, Panel, Strip, group_start, groups},
     simd::{self, Kernel, Simd},
 };
@@ -215,42 +215,22 @@ impl Kernel for Run<'_> {
                     }
                     .compute::<S>();
                     if !direct {
-                        finish_tile::<S>(
-                            &self.finish,
-                            &tile,
-                            group.rows,
-                            columns,
-                            panel.channels,
+                        S::call(FinishTile {
+                            finish: &self.finish,
+                            tile: tile.as_ptr(),
+                            rows: group.rows,
+                            stride: columns,
+                            channels: panel.channels,
                             offset,
-                            n,
-                        );
+                            pixel_stride: n,
+                        });
                     }
                 }
                 weights = weights.add(columns * k);
             }
             if self.finish.needs_pixels() {
-                self.finish.pixels::<S>(chunk.start - origin, chunk.len());
+                S::call(FinishPixels(&self.finish, chunk.start - origin..chunk.end - origin));
             }
-        }
-    }
-}
-
-/// Finishes `rows` rows of `tile`, each `stride` floats of which `channels` count; row `r` goes to
-/// `offset + r * pixel_stride`.
-#[inline(always)]
-unsafe fn finish_tile<S: Simd>(
-    finish: &Finish,
-    tile: &[f32],
-    rows: usize,
-    stride: usize,
-    channels: usize,
-    offset: usize,
-    pixel_stride: usize,
-) {
-    for r in 0..rows {
-        for c in (0..channels).step_by(S::LANES) {
-            let v = S::load(tile.as_ptr().add(r * stride + c));
-            finish.vector::<S>(v, offset + r * pixel_stride + c, S::LANES.min(channels - c));
         }
     }
 }

@@ -79,7 +79,7 @@ impl Conv2d {
         bias: Option<&[f32]>,
     ) -> Result<Self, KernelError> {
         spec.check()?;
-        Self::with_algorithm(isa, spec, weights, bias, choose::algorithm(isa, spec))
+        Self::with_algorithm(isa, spec, weights, bias, choose::algorithm(spec))
     }
 
     /// The same with the algorithm named.
@@ -107,6 +107,7 @@ impl Conv2d {
                 &zeros
             }
         };
+        let isa = choose::vectors(isa, spec, algorithm);
         let prepared = match algorithm {
             ConvAlgorithm::Gemm if !spec.depthwise => {
                 Prepared::Gemm(GemmConv::new(isa, spec, weights, bias))
@@ -141,7 +142,7 @@ impl Conv2d {
         &self.spec
     }
 
-    /// The instruction set it was prepared for.
+    /// The instruction set whose vectors it uses: a narrower one than asked for where that wastes fewer lanes.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -195,6 +196,45 @@ impl Conv2d {
             Prepared::Winograd(c) => c.size().out(),
             Prepared::Gemm(_) | Prepared::Depthwise(_) => 1,
         }
+    }
+
+    /// A depthwise convolution of which only the input rows that `rows` touch are at hand: row `y` of the map is row
+    /// `y % ring` of `source`.
+    ///
+    /// # Panics
+    /// Not depthwise, a slice that does not fit, or a ring too short for the rows.
+    pub(crate) fn run_depthwise_ring(
+        &self,
+        source: &[f32],
+        ring: usize,
+        epilogue: &mut Epilogue,
+        dst: &mut [f32],
+        rows: Range<usize>,
+    ) {
+        let s = &self.spec;
+        let Prepared::Depthwise(conv) = &self.prepared else {
+            panic!("not a depthwise convolution")
+        };
+        assert_eq!(source.len(), ring * s.width * s.out_channels, "ring of rows");
+        assert!(
+            rows.start < rows.end && rows.end <= s.out_height(),
+            "rows {rows:?} of {}",
+            s.out_height()
+        );
+        assert!(
+            ring >= s.source_rows(&s.sources[0], rows.clone()).len(),
+            "ring of {ring} rows for {rows:?}"
+        );
+        assert_eq!(
+            dst.len(),
+            rows.len() * s.out_width() * s.out_channels,
+            "destination: not the rows being computed"
+        );
+        epilogue.check(rows.len(), s.out_width(), s.out_channels);
+        assert!(epilogue.row_sums.is_none(), "no row sums here");
+        let finish = Finish::new(epilogue, dst, s.out_channels);
+        // SAFETY: the ring, the destination and the epilogue have just been checked against the shape.
+        unsafe { conv.run(self.isa, s, (source.as_ptr(), ring), finish, rows) };
     }
 
     /// Computes output rows `rows` into `dst`, `[rows, out_width, out_channels]`.
@@ -271,7 +311,7 @@ impl Conv2d {
             match &self.prepared {
                 Prepared::Gemm(c) => c.run(self.isa, s, maps, finish, scratch, rows),
                 Prepared::Winograd(c) => c.run(self.isa, s, maps, finish, scratch, rows),
-                Prepared::Depthwise(c) => c.run(self.isa, s, maps[0], finish, rows),
+                Prepared::Depthwise(c) => c.run(self.isa, s, (maps[0], s.height), finish, rows),
             }
         }
         if let Some(sums) = &mut epilogue.row_sums {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Isa,
     aligned::Aligned,
-    finish::Finish,
+    finish::{Finish, FinishPixels},
     matrix::{self, MOST_ROWS, Panel, Strip, group_start, groups},
     simd::{self, Kernel, Simd},
 };
@@ -297,11 +297,8 @@ impl<T: Tile> Kernel for Gather<'_, '_, T> {
                 let channels = source.channels;
                 if inside && !source.upsample {
                     let corner = map.add((y0 * s.width + x0) * channels);
-                    for c in (0..channels).step_by(S::LANES) {
-                        let from =
-                            |y: usize, x: usize| corner.add((y * s.width + x) * channels + c);
-                        patch::<S, T>(from, S::LANES.min(channels - c), to.add(c), st.in_position);
-                    }
+                    let from = |y: usize, x: usize| corner.add((y * s.width + x) * channels);
+                    patches::<S, T>(from, channels, to, st.in_position);
                 } else {
                     let shift = usize::from(source.upsample);
                     let mut at = [[std::ptr::null(); MOST_PATCH]; MOST_PATCH];
@@ -318,10 +315,7 @@ impl<T: Tile> Kernel for Gather<'_, '_, T> {
                             };
                         }
                     }
-                    for c in (0..channels).step_by(S::LANES) {
-                        let from = |y: usize, x: usize| at[y][x].add(c);
-                        patch::<S, T>(from, S::LANES.min(channels - c), to.add(c), st.in_position);
-                    }
+                    patches::<S, T>(|y, x| at[y][x], channels, to, st.in_position);
                 }
                 to = to.add(channels);
             }
@@ -329,9 +323,26 @@ impl<T: Tile> Kernel for Gather<'_, '_, T> {
     }
 }
 
-/// Transforms one patch of one vector of channels and writes its positions.
+/// Transforms one patch, `from(row, column)` being its pixels, and writes its positions.
 #[inline(always)]
-unsafe fn patch<S: Simd, T: Tile>(
+unsafe fn patches<S: Simd, T: Tile>(
+    from: impl Fn(usize, usize) -> *const f32,
+    channels: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let full = channels / S::LANES * S::LANES;
+    for c in (0..full).step_by(S::LANES) {
+        patch::<S, T, true>(|y, x| from(y, x).add(c), S::LANES, to.add(c), stride);
+    }
+    if full < channels {
+        patch::<S, T, false>(|y, x| from(y, x).add(full), channels - full, to.add(full), stride);
+    }
+}
+
+/// One vector of its channels, of which `n` count.
+#[inline(always)]
+unsafe fn patch<S: Simd, T: Tile, const FULL: bool>(
     from: impl Fn(usize, usize) -> *const f32,
     n: usize,
     to: *mut f32,
@@ -341,7 +352,7 @@ unsafe fn patch<S: Simd, T: Tile>(
     for (x, column) in columns.iter_mut().enumerate().take(T::PATCH) {
         let mut d = [S::zero(); MOST_PATCH];
         for (y, d) in d.iter_mut().enumerate().take(T::PATCH) {
-            *d = if n == S::LANES { S::load(from(y, x)) } else { S::load_first(from(y, x), n) };
+            *d = if FULL { S::load(from(y, x)) } else { S::load_first(from(y, x), n) };
         }
         *column = T::input::<S>(d);
     }
@@ -350,7 +361,7 @@ unsafe fn patch<S: Simd, T: Tile>(
         let row = T::input::<S>(row_of(y));
         for (x, v) in row.iter().enumerate().take(T::PATCH) {
             let to = to.add((y * T::PATCH + x) * stride);
-            if n == S::LANES { S::store(to, *v) } else { S::store_first(to, n, *v) }
+            if FULL { S::store(to, *v) } else { S::store_first(to, n, *v) }
         }
     }
 }
@@ -393,7 +404,8 @@ impl<T: Tile> Kernel for Scatter<'_, '_, T> {
             }
             if run.finish.needs_pixels() {
                 for y in ys {
-                    run.finish.pixels::<S>((y0 + y - run.rows.start) * width + x0, xs);
+                    let first = (y0 + y - run.rows.start) * width + x0;
+                    S::call(FinishPixels(&run.finish, first..first + xs));
                 }
             }
         }
