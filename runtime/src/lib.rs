@@ -12,6 +12,8 @@ pub mod model;
 pub mod output;
 pub mod picture;
 pub mod predict;
+pub mod scan_sim;
+pub mod serve;
 pub mod slide;
 pub mod tiling;
 pub mod tissue;

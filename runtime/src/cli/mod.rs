@@ -8,6 +8,8 @@ mod interrupt;
 mod model;
 mod predict;
 mod progress;
+mod scan_sim;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,10 @@ struct Arguments {
 enum Command {
     /// Predict a slide's expression and write tables, pictures and a report.
     Predict(Box<predict::Arguments>),
+    /// Predict tile by tile while a scanner scans.
+    Serve(Box<serve::Arguments>),
+    /// Play a stored slide as a scanner's camera.
+    ScanSim(scan_sim::Arguments),
     /// Sign, check and install models.
     Model(model::Arguments),
     /// Tell what a model or a slide is.
@@ -41,17 +47,12 @@ enum Command {
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .init();
-    let outcome = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    log(&command);
+    let outcome = match command {
         Command::Predict(arguments) => predict::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::ScanSim(arguments) => scan_sim::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
     };
@@ -65,6 +66,26 @@ pub fn main() -> ExitCode {
             eprintln!("{}", chain(&error));
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// Log lines on standard error: warnings of a command, everything worth knowing of the daemon and
+/// its camera. `RUST_LOG` decides otherwise.
+fn log(command: &Command) {
+    let usual = match command {
+        Command::Serve(_) | Command::ScanSim(_) => "info",
+        _ => "warn",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    match command {
+        Command::Serve(arguments) if arguments.log == "json" => lines.json().init(),
+        Command::Serve(_) => lines.init(),
+        _ => lines.without_time().init(),
     }
 }
 

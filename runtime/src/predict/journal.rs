@@ -238,7 +238,7 @@ impl Journal {
 }
 
 /// Settings that differ, in words.
-fn differences(found: &Settings, wanted: &Settings) -> Vec<String> {
+pub(crate) fn differences(found: &Settings, wanted: &Settings) -> Vec<String> {
     let mut keys: Vec<&String> = found.keys().chain(wanted.keys()).collect();
     keys.sort();
     keys.dedup();
@@ -259,7 +259,10 @@ fn differences(found: &Settings, wanted: &Settings) -> Vec<String> {
 }
 
 /// Reads one frame's payload; its length on disk, or `None` at the end or at a damaged frame.
-fn read_frame(reader: &mut impl Read, payload: &mut Vec<u8>) -> std::io::Result<Option<u64>> {
+pub(crate) fn read_frame(
+    reader: &mut impl Read,
+    payload: &mut Vec<u8>,
+) -> std::io::Result<Option<u64>> {
     payload.clear();
     if reader.by_ref().take(8).read_to_end(payload)? < 8 {
         return Ok(None);
@@ -278,13 +281,13 @@ fn read_frame(reader: &mut impl Read, payload: &mut Vec<u8>) -> std::io::Result<
 }
 
 /// Fills in the first eight bytes of a frame whose payload follows them.
-fn finish_frame(frame: &mut [u8]) {
+pub(crate) fn finish_frame(frame: &mut [u8]) {
     let (head, payload) = frame.split_at_mut(8);
     head[..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     head[4..].copy_from_slice(&crc32fast::hash(payload).to_le_bytes());
 }
 
-fn encode(row: &Row, frame: &mut Vec<u8>) {
+pub(crate) fn encode(row: &Row, frame: &mut Vec<u8>) {
     frame.clear();
     frame.resize(8, 0);
     frame.extend_from_slice(&row.tile.index.to_le_bytes());
@@ -302,7 +305,7 @@ fn encode(row: &Row, frame: &mut Vec<u8>) {
     finish_frame(frame);
 }
 
-fn decode(payload: &[u8]) -> Option<Row> {
+pub(crate) fn decode(payload: &[u8]) -> Option<Row> {
     fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
         let (head, tail) = bytes.split_first_chunk::<N>()?;
         *bytes = tail;

@@ -28,21 +28,21 @@ pub use tiles::TileSource;
 
 use self::journal::{Journal, Settings};
 use self::pipeline::{Job, Pipeline};
-use self::report::{Means, rfc3339};
+pub(crate) use self::report::{Means, remove_outdated, rfc3339};
 use self::tiles::Tiles;
 use crate::engine;
 use crate::model::Model;
-use crate::output::{self, Context};
+use crate::output::{self, Context, Row};
 use crate::slide::{self, Slide};
 use crate::tiling::tile_side;
 use crate::tissue::TissueMask;
 use crate::{Error, Result};
 
 /// Longer side of the overview picture that heat maps are drawn on, in pixels.
-const OVERVIEW_PX: u32 = 1600;
+pub(crate) const OVERVIEW_PX: u32 = 1600;
 
 /// Genes in the report's list of the highest means.
-const TOP_GENES: usize = 10;
+pub(crate) const TOP_GENES: usize = 10;
 
 /// Rows between two syncs of the journal to the disk.
 const ROWS_PER_SYNC: u64 = 256;
@@ -142,7 +142,12 @@ fn check(request: &Request) -> Result<()> {
             request.min_tissue
         )));
     }
-    for format in &request.formats {
+    check_formats(&request.formats)
+}
+
+/// Refuses output formats that are not known.
+pub(crate) fn check_formats(wanted: &[String]) -> Result<()> {
+    for format in wanted {
         if !formats().any(|known| known == format) {
             let known: Vec<&str> = formats().collect();
             return Err(Error::Request(format!(
@@ -314,7 +319,7 @@ impl<'a> Plan<'a> {
             files: files.iter().map(|file| relative(file, &self.request.directory)).collect(),
         };
         let path = self.request.directory.join(REPORT_FILE);
-        report::remove_outdated(&self.request.directory, &path, &report.files);
+        remove_outdated(&self.request.directory, &path, &report.files);
         output::write_run_report(&path, &report)?;
         progress.done();
         Ok(report)
@@ -365,24 +370,35 @@ impl<'a> Plan<'a> {
 
     /// Streams the journal through every sink; the files made and the genes' means.
     fn write(&self, journal: &mut Journal, context: &Context) -> Result<(Vec<PathBuf>, Means)> {
-        let mut sinks = self
-            .request
-            .formats
-            .iter()
-            .filter(|format| *format != REPORT_FORMAT)
-            .map(|format| output::open(format, context))
-            .collect::<Result<Vec<_>>>()?;
-        let mut means = Means::new(self.genes.len());
-        journal.for_each(|row| {
-            means.push(&row.expression);
-            sinks.iter_mut().try_for_each(|sink| sink.push(&row))
-        })?;
-        let mut files = Vec::new();
-        for sink in sinks {
-            files.extend(sink.finish()?);
-        }
-        Ok((files, means))
+        write_rows(&self.request.formats, context, |each| journal.for_each(each))
     }
+}
+
+/// Sends the rows that `rows` gives through a sink of every one of `formats`; the files made and
+/// the genes' means.
+///
+/// # Errors
+/// The first of `rows` or of a sink; no file appears then.
+pub(crate) fn write_rows(
+    formats: &[String],
+    context: &Context,
+    rows: impl FnOnce(&mut dyn FnMut(Row) -> Result<()>) -> Result<()>,
+) -> Result<(Vec<PathBuf>, Means)> {
+    let mut sinks = formats
+        .iter()
+        .filter(|format| *format != REPORT_FORMAT)
+        .map(|format| output::open(format, context))
+        .collect::<Result<Vec<_>>>()?;
+    let mut means = Means::new(context.genes.len());
+    rows(&mut |row| {
+        means.push(&row.expression);
+        sinks.iter_mut().try_for_each(|sink| sink.push(&row))
+    })?;
+    let mut files = Vec::new();
+    for sink in sinks {
+        files.extend(sink.finish()?);
+    }
+    Ok((files, means))
 }
 
 /// The slide's facts, with the scale that is used.
@@ -414,7 +430,7 @@ fn describe(slide: &dyn Slide, request: &Request) -> Result<SlideReport> {
     })
 }
 
-fn describe_model(model: &Model) -> ModelReport {
+pub(crate) fn describe_model(model: &Model) -> ModelReport {
     let metadata = model.metadata();
     ModelReport {
         name: metadata.name.clone(),
@@ -433,6 +449,6 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn relative(file: &Path, directory: &Path) -> String {
+pub(crate) fn relative(file: &Path, directory: &Path) -> String {
     file.strip_prefix(directory).unwrap_or(file).to_string_lossy().into_owned()
 }

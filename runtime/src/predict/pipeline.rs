@@ -136,21 +136,37 @@ impl Pipeline<'_> {
     }
 
     fn row(&self, job: Job, image: &[u8], values: &[f32]) -> Result<Row> {
-        let refuse = |problem: String| Error::Engine { engine: self.engine.name(), problem };
-        let expression: Option<Vec<f32>> =
-            self.columns.iter().map(|&column| values.get(column).copied()).collect();
-        let Some(expression) = expression else {
-            return Err(refuse(format!("only {} values came out for a tile", values.len())));
-        };
-        if expression.iter().any(|value| !value.is_finite()) {
-            return Err(refuse(format!(
-                "tile {} got a value that is not a number; the model's weights are damaged",
-                job.tile.id
-            )));
-        }
-        let confidence = self.confidence.map_or(1.0, |confidence| confidence.of(image));
-        Ok(Row { tile: job.tile, tissue: job.tissue, confidence, expression })
+        row(self.engine.name(), self.columns, self.confidence, job, image, values)
     }
+}
+
+/// The row of a tile whose pixels at the model's scale are `image`, for which `engine` gave
+/// `values`, one a gene of the model's panel, of which `columns` are kept.
+///
+/// # Errors
+/// When there are too few values, or one is not a number.
+pub(crate) fn row(
+    engine: &'static str,
+    columns: &[usize],
+    confidence: Option<&Confidence>,
+    job: Job,
+    image: &[u8],
+    values: &[f32],
+) -> Result<Row> {
+    let refuse = |problem: String| Error::Engine { engine, problem };
+    let expression: Option<Vec<f32>> =
+        columns.iter().map(|&column| values.get(column).copied()).collect();
+    let Some(expression) = expression else {
+        return Err(refuse(format!("only {} values came out for a tile", values.len())));
+    };
+    if expression.iter().any(|value| !value.is_finite()) {
+        return Err(refuse(format!(
+            "tile {} got a value that is not a number; the model's weights are damaged",
+            job.tile.id
+        )));
+    }
+    let confidence = confidence.map_or(1.0, |confidence| confidence.of(image));
+    Ok(Row { tile: job.tile, tissue: job.tissue, confidence, expression })
 }
 
 /// Numbers the jobs and hands them out, one per ticket.
@@ -190,7 +206,7 @@ fn in_order(
 
 /// Runs one tile's work; a panic in a decoder or an engine fails that tile with an error that
 /// names it instead of hanging the pipeline.
-fn caught<T>(stage: &str, job: &Job, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn caught<T>(stage: &str, job: &Job, work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Error::Request(format!(
             "{stage} of tile {} at ({:.0}, {:.0}) failed inside; the slide or the model file is \

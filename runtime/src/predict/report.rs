@@ -134,7 +134,7 @@ pub struct Timings {
 /// Removes what an unfinished earlier run left in `directory` and this one has not written anew
 /// (because it was asked for other formats): those files hold only part of the tiles and would
 /// look like this run's. What they are is told by that run's own report at `report`.
-pub(super) fn remove_outdated(directory: &Path, report: &Path, written: &[String]) {
+pub(crate) fn remove_outdated(directory: &Path, report: &Path, written: &[String]) {
     let Ok(text) = std::fs::read(report) else { return };
     let Ok(earlier) = serde_json::from_slice::<EarlierRun>(&text) else { return };
     if earlier.complete {
@@ -167,17 +167,17 @@ struct EarlierRun {
 
 /// Running means over rows.
 #[derive(Debug, Clone)]
-pub(super) struct Means {
+pub(crate) struct Means {
     sums: Vec<f64>,
     rows: u64,
 }
 
 impl Means {
-    pub(super) fn new(genes: usize) -> Self {
+    pub(crate) fn new(genes: usize) -> Self {
         Self { sums: vec![0.0; genes], rows: 0 }
     }
 
-    pub(super) fn push(&mut self, expression: &[f32]) {
+    pub(crate) fn push(&mut self, expression: &[f32]) {
         self.rows += 1;
         for (sum, &value) in self.sums.iter_mut().zip(expression) {
             *sum += f64::from(value);
@@ -185,7 +185,7 @@ impl Means {
     }
 
     /// The `count` genes with the highest mean; none without rows.
-    pub(super) fn top(&self, genes: &[String], count: usize) -> Vec<GeneMean> {
+    pub(crate) fn top(&self, genes: &[String], count: usize) -> Vec<GeneMean> {
         if self.rows == 0 {
             return Vec::new();
         }
@@ -201,7 +201,7 @@ impl Means {
 }
 
 /// `time` in UTC as RFC 3339 with whole seconds.
-pub(super) fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Days to a civil date (proleptic Gregorian), counting from 0000-03-01 so that the leap day is

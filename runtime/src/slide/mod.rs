@@ -24,7 +24,7 @@ use crate::{Error, Result};
 
 pub use identity::{Identity, identity};
 pub(crate) use overview::{best_level, resample};
-pub use overview::{overview, overview_at};
+pub use overview::{overview, overview_at, overview_downsample, overview_size};
 /// One resolution of a slide.
 #[derive(Debug, Clone, Serialize)]
 pub struct Level {
@@ -92,4 +92,21 @@ pub fn open(path: &Path) -> Result<Box<dyn Slide>> {
             format!("this is {what}, not a slide that is read. {}", sniff::READ),
         )),
     }
+}
+
+/// Decodes a JPEG file that must have `width` x `height` pixels.
+pub(crate) fn decode_jpeg(
+    bytes: &[u8],
+    width: u32,
+    height: u32,
+) -> std::result::Result<RgbImage, String> {
+    let limit = (width as usize, height as usize);
+    let pixels = jpeg::decode(bytes, None, jpeg::Declared::Nothing, limit)?;
+    if (pixels.width, pixels.height) != limit {
+        return Err(format!(
+            "a JPEG of {} x {} px where {width} x {height} were said",
+            pixels.width, pixels.height
+        ));
+    }
+    RgbImage::from_raw(width, height, pixels.rgb).ok_or_else(|| "the JPEG is not RGB".into())
 }

@@ -19,8 +19,19 @@ const BLOCK_PX: f64 = 2048.0;
 /// slide that has only its finest level.
 pub fn overview(slide: &dyn Slide, max_px: u32) -> Result<(RgbImage, f64)> {
     let base = &slide.info().levels[0];
-    let longer = f64::from(base.width.max(base.height));
-    overview_at(slide, longer / f64::from(max_px.max(1)))
+    overview_at(slide, overview_downsample(base.width, base.height, max_px))
+}
+
+/// Level-0 pixels per pixel of the [`overview`] of a slide of `width` x `height` level-0 pixels.
+pub fn overview_downsample(width: u32, height: u32, max_px: u32) -> f64 {
+    (f64::from(width.max(height)) / f64::from(max_px.max(1))).max(1.0)
+}
+
+/// Size of the picture that [`overview_at`] makes of a slide of `width` x `height` level-0 pixels.
+pub fn overview_size(width: u32, height: u32, downsample: f64) -> (u32, u32) {
+    // A hair less than a whole pixel must not add a column.
+    let side = |length: u32| ((f64::from(length) / downsample - 1e-6).ceil() as u32).max(1);
+    (side(width), side(height))
 }
 
 /// The whole slide averaged down by `downsample` (level-0 pixels per pixel; values below 1 are
@@ -29,9 +40,7 @@ pub fn overview(slide: &dyn Slide, max_px: u32) -> Result<(RgbImage, f64)> {
 pub fn overview_at(slide: &dyn Slide, downsample: f64) -> Result<(RgbImage, f64)> {
     let base = &slide.info().levels[0];
     let downsample = if downsample > 1.0 { downsample } else { 1.0 };
-    // A hair less than a whole pixel must not add a column.
-    let side = |length: u32| ((f64::from(length) / downsample - 1e-6).ceil() as u32).max(1);
-    let (width, height) = (side(base.width), side(base.height));
+    let (width, height) = overview_size(base.width, base.height, downsample);
     let level = best_level(slide, downsample);
     let step = downsample / slide.info().levels[level].downsample;
     let (block_width, block_height) = block(&slide.info().levels[level], step, (width, height));

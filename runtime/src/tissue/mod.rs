@@ -47,6 +47,12 @@ pub struct TissueMask {
     pub mask: Vec<bool>,
 }
 
+/// Level-0 pixels per mask pixel on a slide of `width` x `height` level-0 pixels at `um_per_px`.
+pub fn mask_downsample(width: u32, height: u32, um_per_px: f64) -> f64 {
+    let longest = f64::from(width.max(height)) / f64::from(MAX_MASK_PX);
+    (MASK_UM_PER_PX / um_per_px).max(longest).max(1.0)
+}
+
 impl TissueMask {
     /// Finds tissue on `slide`, whose level-0 scale is `um_per_px`.
     ///
@@ -60,12 +66,17 @@ impl TissueMask {
             )));
         }
         let base = &slide.info().levels[0];
-        let longest = f64::from(base.width.max(base.height)) / f64::from(MAX_MASK_PX);
         let (picture, downsample) =
-            overview_at(slide, (MASK_UM_PER_PX / um_per_px).max(longest).max(1.0))?;
+            overview_at(slide, mask_downsample(base.width, base.height, um_per_px))?;
+        Ok(Self::in_picture(&picture, downsample, um_per_px))
+    }
+
+    /// Finds tissue in `picture`, a whole slide averaged by `downsample` (see
+    /// [`mask_downsample`]), whose level-0 scale is `um_per_px`.
+    pub fn in_picture(picture: &image::RgbImage, downsample: f64, um_per_px: f64) -> Self {
         let (width, height) = picture.dimensions();
-        let mask = detect::tissue(&picture, downsample * um_per_px);
-        Ok(Self { width, height, downsample, mask })
+        let mask = detect::tissue(picture, downsample * um_per_px);
+        Self { width, height, downsample, mask }
     }
 
     /// Fraction (0 to 1) of the square at (`x`, `y`) with side `side` (level-0 px) that is

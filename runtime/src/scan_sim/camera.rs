@@ -1,0 +1,314 @@
+//! A stored slide as the camera over the stage sees it.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use diffbulk_link::heapless;
+use diffbulk_link::limits::{PIXEL_CHUNK, PIXELS};
+use diffbulk_link::message::{
+    Action, Chunk, Encoding, FromHost, Hello, NoPixels, Pixels, Reason, Role, SURVEY, Shot,
+    Slide as SlideMessage, Summary, Survey, TileEvent, ToHost, Why,
+};
+use diffbulk_link::session::{CameraSession, Event, Timing};
+use diffbulk_link::units::{Um, UmPerPx};
+use image::RgbImage;
+
+use super::endpoint::Endpoint;
+use super::{Report, Settings};
+use crate::serve::Latencies;
+use crate::slide::{Slide, best_level, overview_at};
+use crate::{Error, Result};
+
+/// Longest wait for something to happen.
+const WAIT: Duration = Duration::from_millis(20);
+
+/// Quality of pictures that are sent as JPEG.
+const JPEG_QUALITY: u8 = 90;
+
+/// The optics: what a picture covers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Optics {
+    /// Side of the square that has to be on every picture, um.
+    pub(super) field_um: f64,
+    /// um/px at which the model looks: decides the margin that resampling needs.
+    pub(super) model_um_per_px: f64,
+    /// How pictures are sent.
+    pub(super) jpeg: bool,
+}
+
+struct Outgoing {
+    header: Pixels,
+    bytes: Vec<u8>,
+    /// Next byte to send; `None` before the header.
+    at: Option<usize>,
+}
+
+/// The camera's side of the scan.
+pub(super) struct Camera<'a> {
+    slide: &'a dyn Slide,
+    um_per_px: f64,
+    optics: Optics,
+    /// Time between two pictures.
+    period: Duration,
+    surveys: BTreeMap<u64, RgbImage>,
+    outgoing: VecDeque<Outgoing>,
+    captures: VecDeque<TileEvent>,
+    last: Option<Instant>,
+    none: Option<NoPixels>,
+    latency: Latencies,
+    seen: HashSet<Shot>,
+    report: Report,
+}
+
+impl<'a> Camera<'a> {
+    pub(super) fn new(slide: &'a dyn Slide, um_per_px: f64, settings: &Settings) -> Result<Self> {
+        let period = match settings.rate {
+            Some(rate) if rate.is_finite() && rate > 0.0 => Duration::from_secs_f64(1.0 / rate),
+            Some(rate) => {
+                return Err(Error::Request(format!("{rate} tiles a second is no rate")));
+            }
+            None => Duration::ZERO,
+        };
+        Ok(Self {
+            slide,
+            um_per_px,
+            optics: settings.optics,
+            period,
+            surveys: BTreeMap::new(),
+            outgoing: VecDeque::new(),
+            captures: VecDeque::new(),
+            last: None,
+            none: None,
+            latency: Latencies::default(),
+            seen: HashSet::new(),
+            report: Report::default(),
+        })
+    }
+
+    /// Plays until the host says that the scan is done, or `stop` is set. `results` is told how
+    /// many results have come.
+    pub(super) fn run(
+        mut self,
+        settings: &Settings,
+        stop: &std::sync::atomic::AtomicBool,
+        results: &std::sync::atomic::AtomicU64,
+    ) -> Result<Report> {
+        use std::sync::atomic::Ordering;
+        let hello = Hello {
+            role: Role::Camera,
+            version: crate::VERSION.try_into().unwrap_or_default(),
+            model: None,
+            panel: heapless::Vec::new(),
+            resume: None,
+        };
+        let session = CameraSession::new(Timing::default(), super::epoch()?, hello);
+        let mut link = Endpoint::new(session, settings.host.clone(), settings.token.clone());
+        let about = self.about()?;
+        let start = Instant::now();
+        let mut summary = None;
+        while summary.is_none() && !stop.load(Ordering::Relaxed) {
+            let event = link.poll(self.patience());
+            match event {
+                None => {}
+                Some(Event::Up(hello)) => {
+                    tracing::info!(
+                        model = hello.model.as_ref().map(|model| model.name.as_str()),
+                        "the host is there"
+                    );
+                    (self.outgoing, self.captures) = Default::default();
+                    // A session that is new has room.
+                    let _ = link.send(&ToHost::Slide(about.clone()));
+                }
+                Some(Event::Down(why)) => tracing::warn!(?why, "the host is gone"),
+                Some(Event::Incompatible(drift)) => return Err(Error::Request(drift.to_string())),
+                Some(Event::Malformed) => tracing::warn!("the host sent a message that is none"),
+                Some(Event::Message(message)) => summary = self.take(message)?,
+            }
+            results.store(self.seen.len() as u64, Ordering::Relaxed);
+            self.expose()?;
+            while link.is_up() && link.room() > 0 {
+                let Some(message) = self.next_message() else { break };
+                if link.send(&message).is_err() {
+                    break;
+                }
+            }
+        }
+        self.report.connections = link.connections;
+        link.close();
+        self.report.summary = summary;
+        self.report.seconds = start.elapsed().as_secs_f64();
+        self.report.results = self.seen.len() as u64;
+        self.report.p50_ms = self.latency.quantile(0.5).map(|s| s * 1e3);
+        self.report.p99_ms = self.latency.quantile(0.99).map(|s| s * 1e3);
+        Ok(self.report)
+    }
+
+    fn about(&self) -> Result<SlideMessage> {
+        let base = &self.slide.info().levels[0];
+        let um = |pixels: u32| {
+            Um::new(f64::from(pixels) * self.um_per_px)
+                .ok_or_else(|| Error::slide(self.slide.path(), "it is larger than any stage"))
+        };
+        let name = self.slide.path().file_name().unwrap_or_default().to_string_lossy();
+        let mut short = heapless::String::new();
+        for c in name.chars() {
+            // A longer name is cut.
+            if short.push(c).is_err() {
+                break;
+            }
+        }
+        Ok(SlideMessage {
+            name: short,
+            width: um(base.width)?,
+            height: um(base.height)?,
+            scale: UmPerPx::new(self.um_per_px)
+                .ok_or_else(|| Error::Request(format!("{} um/px is no scale", self.um_per_px)))?,
+        })
+    }
+
+    /// How long there is nothing to do of itself.
+    fn patience(&self) -> Duration {
+        if !self.outgoing.is_empty() || self.none.is_some() {
+            return Duration::from_millis(1);
+        }
+        match (self.captures.is_empty(), self.last) {
+            (false, Some(last)) => WAIT.min(self.period.saturating_sub(last.elapsed())),
+            (false, None) => Duration::ZERO,
+            (true, _) => WAIT,
+        }
+    }
+
+    fn take(&mut self, message: FromHost) -> Result<Option<Summary>> {
+        match message {
+            FromHost::Survey(survey) => self.survey(&survey)?,
+            FromHost::Capture(event) => self.captures.push_back(event),
+            FromHost::Result(result) => {
+                if self.seen.insert(result.shot) {
+                    self.latency.push(Duration::from_micros(result.latency_us.into()));
+                }
+            }
+            FromHost::NoResult(none) => match none.reason {
+                Reason::Overload => self.report.put_off += 1,
+                _ => self.report.failed += 1,
+            },
+            FromHost::Decision(decision) => match decision.action {
+                Action::Rescan(_) => self.report.rescans += 1,
+                Action::Refocus(_) => self.report.refocuses += 1,
+                Action::Skip => self.report.skipped += 1,
+                Action::Keep | Action::Stop(_) => {}
+            },
+            FromHost::Summary(summary) => return Ok(Some(summary)),
+            // The board's.
+            FromHost::Plan(_) | FromHost::Cells(_) | FromHost::Command(_) => {}
+        }
+        Ok(None)
+    }
+
+    fn survey(&mut self, survey: &Survey) -> Result<()> {
+        let key = survey.downsample.to_bits();
+        if !self.surveys.contains_key(&key) {
+            let (picture, _) = overview_at(self.slide, survey.downsample)?;
+            self.surveys.insert(key, picture);
+        }
+        let Some(picture) = self.surveys.get(&key) else { return Ok(()) };
+        let (width, height) = picture.dimensions();
+        let (row, rows) = (u32::from(survey.row), u32::from(survey.rows));
+        if row + rows > height {
+            tracing::warn!("the host asks for more of the slide than there is");
+            return Ok(());
+        }
+        let line = 3 * width as usize;
+        let bytes = picture.as_raw()[row as usize * line..(row + rows) as usize * line].to_vec();
+        let scale = self.um_per_px * survey.downsample;
+        let header = Pixels {
+            shot: Shot { tile: survey.part, attempt: SURVEY },
+            encoding: Encoding::Rgb8,
+            x: Um(0),
+            y: Um::new(f64::from(row) * scale).unwrap_or_default(),
+            width: width as u16,
+            height: survey.rows,
+            scale: UmPerPx::new(scale).unwrap_or_default(),
+            bytes: bytes.len() as u32,
+        };
+        self.outgoing.push_back(Outgoing { header, bytes, at: None });
+        Ok(())
+    }
+
+    /// Takes the next picture when it is time.
+    fn expose(&mut self) -> Result<()> {
+        if self.last.is_some_and(|last| last.elapsed() < self.period) {
+            return Ok(());
+        }
+        let Some(event) = self.captures.pop_front() else { return Ok(()) };
+        self.last = Some(Instant::now());
+        self.report.pictures += 1;
+        match self.picture(&event)? {
+            Some(outgoing) => self.outgoing.push_back(outgoing),
+            None => self.none = Some(NoPixels { shot: event.shot, why: Why::Failed }),
+        }
+        Ok(())
+    }
+
+    /// The picture of a tile from the coarsest level that is fine enough; `None` where it is larger
+    /// than the link carries.
+    fn picture(&self, event: &TileEvent) -> Result<Option<Outgoing>> {
+        let level = best_level(self.slide, event.scale.get() / self.um_per_px);
+        let downsample = self.slide.info().levels[level].downsample;
+        let scale = self.um_per_px * downsample;
+        let side = self.optics.field_um / scale;
+        let margin = (3.0 * (self.optics.model_um_per_px / scale).max(1.0)).ceil() + 2.0;
+        let edge = |centre: Um| (centre.get() / scale - side / 2.0 - margin).floor();
+        let (left, top) = (edge(event.x), edge(event.y));
+        let size = (side + 2.0 * margin).ceil() as u32 + 1;
+        if 3 * u64::from(size) * u64::from(size) > u64::from(PIXELS) || size > u16::MAX.into() {
+            return Ok(None);
+        }
+        let region = self.slide.read_region(level, left as i64, top as i64, size, size)?;
+        let (Some(x), Some(y), Some(told)) =
+            (Um::new(left * scale), Um::new(top * scale), UmPerPx::new(scale))
+        else {
+            return Ok(None);
+        };
+        let (encoding, bytes) = if self.optics.jpeg {
+            let mut bytes = Vec::new();
+            let mut encoder =
+                image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY);
+            encoder
+                .encode(&region, size, size, image::ExtendedColorType::Rgb8)
+                .map_err(|error| Error::Request(format!("a picture cannot be coded: {error}")))?;
+            (Encoding::Jpeg, bytes)
+        } else {
+            (Encoding::Rgb8, region.into_raw())
+        };
+        let header = Pixels {
+            shot: event.shot,
+            encoding,
+            x,
+            y,
+            width: size as u16,
+            height: size as u16,
+            scale: told,
+            bytes: bytes.len() as u32,
+        };
+        Ok(Some(Outgoing { header, bytes, at: None }))
+    }
+
+    fn next_message(&mut self) -> Option<ToHost> {
+        if let Some(none) = self.none.take() {
+            return Some(ToHost::NoPixels(none));
+        }
+        let outgoing = self.outgoing.front_mut()?;
+        let Some(at) = outgoing.at else {
+            outgoing.at = Some(0);
+            return Some(ToHost::Pixels(outgoing.header));
+        };
+        let end = (at + PIXEL_CHUNK).min(outgoing.bytes.len());
+        let data = heapless::Vec::from_slice(outgoing.bytes.get(at..end)?).ok()?;
+        let message = ToHost::Chunk(Chunk { shot: outgoing.header.shot, offset: at as u32, data });
+        outgoing.at = Some(end);
+        if end == outgoing.bytes.len() {
+            self.outgoing.pop_front();
+        }
+        Some(message)
+    }
+}

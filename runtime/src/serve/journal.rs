@@ -1,0 +1,367 @@
+//! A scan's journal: every result and every decision on disk before anybody is told.
+//!
+//! Like `predict`'s journal (same frames, same rows, same settings), but tiles come in the order
+//! the stage drives, and a tile can come several times. What a killed or restarted daemon finds
+//! here is all it needs to go on: a shot that was predicted is never predicted again, and its
+//! result is told again to whoever asks again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::output::Row;
+use crate::output::atomic::explain;
+use crate::predict::journal::{Settings, decode, differences, encode, finish_frame, read_frame};
+use crate::{Error, Result};
+
+/// First bytes of the file; the last one is the version of the format.
+const MAGIC: [u8; 8] = *b"DBSCAN\r\x01";
+
+const KIND_ROW: u8 = 1;
+const KIND_DECISION: u8 = 2;
+
+/// One exposure: tile (its index in the whole grid) and attempt.
+pub(super) type ShotKey = (u64, u8);
+
+/// One predicted exposure.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Entry {
+    /// Which exposure of the tile.
+    pub(super) attempt: u8,
+    /// Scale that was asked for, pm/px.
+    pub(super) scale_pm: u32,
+    /// From the last pixel byte to the vector.
+    pub(super) latency_us: u32,
+    /// The row, as the outputs take it.
+    pub(super) row: Row,
+}
+
+/// Where an entry lies, and what is needed to choose among a tile's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Stored {
+    offset: u64,
+    pub(super) scale_pm: u32,
+    pub(super) confidence: f32,
+}
+
+/// The journal of one scan, locked against other processes.
+#[derive(Debug)]
+pub(super) struct ScanJournal {
+    path: PathBuf,
+    file: File,
+    end: u64,
+    entries: BTreeMap<ShotKey, Stored>,
+    decided: BTreeSet<ShotKey>,
+}
+
+impl ScanJournal {
+    /// Opens the journal at `path`, continuing one of the same `settings`. One of other settings
+    /// is set aside under another name, never overwritten.
+    ///
+    /// # Errors
+    /// When another process has it open, it is another program's file, or the disk refuses.
+    pub(super) fn open(path: &Path, settings: &Settings) -> Result<Self> {
+        for _ in 0..2 {
+            let mut journal = Self::lock(path)?;
+            match journal.recover(settings)? {
+                None => return Ok(journal),
+                Some(differences) => {
+                    let aside = aside(path);
+                    tracing::warn!(
+                        journal = %path.display(), aside = %aside.display(),
+                        "an unfinished scan with other settings is here and is set aside: {}",
+                        differences.join("; ")
+                    );
+                    drop(journal);
+                    std::fs::rename(path, &aside).map_err(|error| explain(&aside, error))?;
+                }
+            }
+        }
+        Err(Error::output(path, "another scan is writing here; choose another output directory"))
+    }
+
+    fn lock(path: &Path) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(path).map_err(|error| explain(path, error))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::output(
+                    path,
+                    "another process is writing this scan; stop it or choose another output \
+                     directory",
+                ));
+            }
+            // A file system without locks (some network shares) is still usable.
+            Err(std::fs::TryLockError::Error(error)) => {
+                tracing::warn!(journal = %path.display(), "cannot be locked: {error}");
+            }
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            end: 0,
+            entries: BTreeMap::new(),
+            decided: BTreeSet::new(),
+        })
+    }
+
+    /// Reads what is there up to the first torn frame, or starts anew; what differs where the
+    /// settings do.
+    fn recover(&mut self, settings: &Settings) -> Result<Option<Vec<String>>> {
+        let io = |error| explain(&self.path, error);
+        let mut reader = BufReader::with_capacity(1 << 18, &self.file);
+        let mut magic = Vec::new();
+        (&mut reader).take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(io)?;
+        if magic[..] != MAGIC[..magic.len()] {
+            return Err(Error::output(&self.path, "is no journal of a scan; move it away"));
+        }
+        let mut payload = Vec::new();
+        let first = read_frame(&mut reader, &mut payload).map_err(io)?;
+        let (true, Some(first)) = (magic.len() == MAGIC.len(), first) else {
+            drop(reader);
+            self.start(settings)?;
+            return Ok(None);
+        };
+        let found: Settings = serde_json::from_slice(&payload).unwrap_or_default();
+        let differences = differences(&found, settings);
+        if !differences.is_empty() {
+            return Ok(Some(differences));
+        }
+        let mut end = MAGIC.len() as u64 + first;
+        while let Some(length) = read_frame(&mut reader, &mut payload).map_err(io)? {
+            match payload.split_first() {
+                Some((&KIND_ROW, rest)) => {
+                    let Some(entry) = decode_entry(rest) else { break };
+                    let stored = stored(end, &entry);
+                    self.entries.insert((entry.row.tile.index, entry.attempt), stored);
+                }
+                Some((&KIND_DECISION, &[attempt, ref index @ ..])) => {
+                    let Ok(index) = index.try_into() else { break };
+                    self.decided.insert((u64::from_le_bytes(index), attempt));
+                }
+                _ => break,
+            }
+            end += length;
+        }
+        drop(reader);
+        self.file.set_len(end).map_err(io)?;
+        self.file.seek(SeekFrom::Start(end)).map_err(io)?;
+        self.end = end;
+        Ok(None)
+    }
+
+    fn start(&mut self, settings: &Settings) -> Result<()> {
+        let io = |error| explain(&self.path, error);
+        self.file.set_len(0).map_err(io)?;
+        self.file.seek(SeekFrom::Start(0)).map_err(io)?;
+        // A map of strings always serialises.
+        let payload = serde_json::to_vec(settings).unwrap_or_default();
+        let mut frame = vec![0; 8];
+        frame.extend_from_slice(&payload);
+        finish_frame(&mut frame);
+        self.file.write_all(&MAGIC).map_err(io)?;
+        self.file.write_all(&frame).map_err(io)?;
+        self.end = (MAGIC.len() + frame.len()) as u64;
+        Ok(())
+    }
+
+    /// Keeps a result; from here on it survives the death of this process. A shot that is known
+    /// already is not kept twice.
+    pub(super) fn push(&mut self, entry: &Entry) -> Result<()> {
+        let key = (entry.row.tile.index, entry.attempt);
+        if self.entries.contains_key(&key) {
+            return Ok(());
+        }
+        let mut row = Vec::new();
+        encode(&entry.row, &mut row);
+        let mut frame = vec![0; 8];
+        frame.push(KIND_ROW);
+        frame.push(entry.attempt);
+        frame.extend_from_slice(&entry.scale_pm.to_le_bytes());
+        frame.extend_from_slice(&entry.latency_us.to_le_bytes());
+        frame.extend_from_slice(&row[8..]);
+        let offset = self.write(frame)?;
+        self.entries.insert(key, stored(offset, entry));
+        Ok(())
+    }
+
+    /// Keeps that the board decided on a shot.
+    pub(super) fn decided(&mut self, key: ShotKey) -> Result<()> {
+        if !self.decided.insert(key) {
+            return Ok(());
+        }
+        let mut frame = vec![0; 8];
+        frame.push(KIND_DECISION);
+        frame.push(key.1);
+        frame.extend_from_slice(&key.0.to_le_bytes());
+        self.write(frame).map(drop)
+    }
+
+    fn write(&mut self, mut frame: Vec<u8>) -> Result<u64> {
+        finish_frame(&mut frame);
+        let offset = self.end;
+        let written =
+            self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(&frame));
+        written.map_err(|error| explain(&self.path, error))?;
+        self.end += frame.len() as u64;
+        Ok(offset)
+    }
+
+    /// All exposures, by tile and attempt.
+    pub(super) fn entries(&self) -> &BTreeMap<ShotKey, Stored> {
+        &self.entries
+    }
+
+    /// Tiles of a part of the grid that the board has decided on at least once.
+    pub(super) fn tiles_decided(&self, part: std::ops::Range<u64>) -> usize {
+        let keys = self.decided.range((part.start, 0)..(part.end, 0));
+        let mut tiles: Vec<u64> = keys.map(|key| key.0).collect();
+        tiles.dedup();
+        tiles.len()
+    }
+
+    /// One entry, read back.
+    pub(super) fn read(&mut self, stored: Stored) -> Result<Entry> {
+        let damaged = || Error::output(&self.path, "cannot be read back; scan the slide again");
+        let io = |error| explain(&self.path, error);
+        self.file.seek(SeekFrom::Start(stored.offset)).map_err(io)?;
+        let mut payload = Vec::new();
+        read_frame(&mut &self.file, &mut payload).map_err(io)?.ok_or_else(damaged)?;
+        payload.split_first().and_then(|(_, rest)| decode_entry(rest)).ok_or_else(damaged)
+    }
+
+    /// Makes everything survive a power cut too.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        self.file.sync_data().map_err(|error| explain(&self.path, error))
+    }
+
+    /// Deletes the journal: its rows are in the outputs now.
+    pub(super) fn remove(self) -> Result<()> {
+        let Self { path, file, .. } = self;
+        drop(file);
+        std::fs::remove_file(&path).map_err(|error| explain(&path, error))
+    }
+}
+
+fn stored(offset: u64, entry: &Entry) -> Stored {
+    Stored { offset, scale_pm: entry.scale_pm, confidence: entry.row.confidence }
+}
+
+fn decode_entry(bytes: &[u8]) -> Option<Entry> {
+    let (&attempt, bytes) = bytes.split_first()?;
+    let (scale, bytes) = bytes.split_first_chunk::<4>()?;
+    let (latency, bytes) = bytes.split_first_chunk::<4>()?;
+    Some(Entry {
+        attempt,
+        scale_pm: u32::from_le_bytes(*scale),
+        latency_us: u32::from_le_bytes(*latency),
+        row: decode(bytes)?,
+    })
+}
+
+/// A name beside `path` that is free.
+fn aside(path: &Path) -> PathBuf {
+    let named = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".aside-{number}"));
+        PathBuf::from(name)
+    };
+    (1..).map(named).find(|candidate| !candidate.exists()).unwrap_or_else(|| named(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tiling::Tile;
+
+    fn entry(index: u64, attempt: u8) -> Entry {
+        Entry {
+            attempt,
+            scale_pm: 499_000,
+            latency_us: 7,
+            row: Row {
+                tile: Tile { index, id: format!("t{index}"), x: 1.5, y: 2.0, side: 3.0 },
+                tissue: 0.5,
+                confidence: 0.25 * f32::from(attempt),
+                expression: vec![index as f32, -1.0],
+            },
+        }
+    }
+
+    fn settings(model: &str) -> Settings {
+        Settings::from([("model".into(), model.into())])
+    }
+
+    fn fill(path: &Path) {
+        let mut journal = ScanJournal::open(path, &settings("m")).unwrap();
+        for (index, attempt) in [(5, 0), (5, 1), (2, 0), (5, 0)] {
+            journal.push(&entry(index, attempt)).unwrap();
+            journal.decided((index, attempt)).unwrap();
+        }
+    }
+
+    #[test]
+    fn results_and_decisions_are_kept_once_and_come_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        fill(&path);
+        let mut journal = ScanJournal::open(&path, &settings("m")).unwrap();
+        let keys: Vec<ShotKey> = journal.entries().keys().copied().collect();
+        assert_eq!(keys, [(2, 0), (5, 0), (5, 1)]);
+        assert_eq!(journal.tiles_decided(0..100), 2);
+        for ((index, attempt), stored) in journal.entries().clone() {
+            assert_eq!(journal.read(stored).unwrap(), entry(index, attempt));
+        }
+        // Reading does not disturb appending.
+        journal.push(&entry(9, 0)).unwrap();
+        drop(journal);
+        assert_eq!(ScanJournal::open(&path, &settings("m")).unwrap().entries().len(), 4);
+    }
+
+    #[test]
+    fn other_scans_are_set_aside_and_foreign_files_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        fill(&path);
+        let other = ScanJournal::open(&path, &settings("other")).unwrap();
+        assert!(other.entries().is_empty());
+        assert!(directory.path().join("j.aside-1").exists());
+        assert!(ScanJournal::open(&path, &settings("other")).is_err(), "two writers");
+        let foreign = directory.path().join("thesis");
+        std::fs::write(&foreign, "my thesis").unwrap();
+        assert!(ScanJournal::open(&foreign, &settings("m")).is_err());
+        assert_eq!(std::fs::read(&foreign).unwrap(), b"my thesis");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn any_damage_or_cut_keeps_whole_entries_only(
+            at in any::<prop::sample::Index>(), xor in any::<u8>(), cut in any::<prop::sample::Index>(),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("j");
+            fill(&path);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= xor;
+            bytes.truncate(cut.index(bytes.len() + 1));
+            std::fs::write(&path, &bytes).unwrap();
+            if let Ok(mut journal) = ScanJournal::open(&path, &settings("m")) {
+                for ((index, attempt), stored) in journal.entries().clone() {
+                    prop_assert_eq!(journal.read(stored).unwrap(), entry(index, attempt));
+                }
+                journal.push(&entry(77, 0)).unwrap();
+                drop(journal);
+                let journal = ScanJournal::open(&path, &settings("m")).unwrap();
+                prop_assert!(journal.entries().contains_key(&(77, 0)));
+            }
+        }
+    }
+}
