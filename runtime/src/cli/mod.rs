@@ -81,6 +81,7 @@ fn log(command: &Command) {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
     match command {
         Command::Serve(arguments) if arguments.log == "json" => lines.json().init(),

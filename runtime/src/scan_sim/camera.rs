@@ -1,8 +1,10 @@
 //! A stored slide as the camera over the stage sees it.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use diffbulk_link::heapless;
 use diffbulk_link::limits::{PIXEL_CHUNK, PIXELS};
 use diffbulk_link::message::{
@@ -43,6 +45,24 @@ struct Outgoing {
     at: Option<usize>,
 }
 
+/// What the lens is asked for.
+enum Ask {
+    Survey(Survey),
+    Capture(TileEvent),
+}
+
+/// What it gives: a picture, or that there is none.
+type Given = std::result::Result<Outgoing, NoPixels>;
+
+/// Makes pictures from the slide, on a thread of its own: the link must not fall silent over a
+/// slow disk.
+struct Lens<'a> {
+    slide: &'a dyn Slide,
+    um_per_px: f64,
+    optics: Optics,
+    surveys: BTreeMap<u64, RgbImage>,
+}
+
 /// The camera's side of the scan.
 pub(super) struct Camera<'a> {
     slide: &'a dyn Slide,
@@ -50,11 +70,12 @@ pub(super) struct Camera<'a> {
     optics: Optics,
     /// Time between two pictures.
     period: Duration,
-    surveys: BTreeMap<u64, RgbImage>,
     outgoing: VecDeque<Outgoing>,
     captures: VecDeque<TileEvent>,
+    /// Pictures the lens has still to give.
+    developing: usize,
     last: Option<Instant>,
-    none: Option<NoPixels>,
+    none: VecDeque<NoPixels>,
     latency: Latencies,
     seen: HashSet<Shot>,
     report: Report,
@@ -74,11 +95,11 @@ impl<'a> Camera<'a> {
             um_per_px,
             optics: settings.optics,
             period,
-            surveys: BTreeMap::new(),
             outgoing: VecDeque::new(),
             captures: VecDeque::new(),
+            developing: 0,
             last: None,
-            none: None,
+            none: VecDeque::new(),
             latency: Latencies::default(),
             seen: HashSet::new(),
             report: Report::default(),
@@ -88,12 +109,43 @@ impl<'a> Camera<'a> {
     /// Plays until the host says that the scan is done, or `stop` is set. `results` is told how
     /// many results have come.
     pub(super) fn run(
+        self,
+        settings: &Settings,
+        stop: &AtomicBool,
+        results: &AtomicU64,
+    ) -> Result<Report> {
+        let (ask, asked) = unbounded::<Ask>();
+        let (give, given) = unbounded::<Result<Given>>();
+        let mut lens = Lens {
+            slide: self.slide,
+            um_per_px: self.um_per_px,
+            optics: self.optics,
+            surveys: BTreeMap::new(),
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for ask in asked {
+                    let given = match ask {
+                        Ask::Survey(survey) => lens.survey(&survey),
+                        Ask::Capture(event) => lens.picture(&event),
+                    };
+                    if give.send(given).is_err() {
+                        return;
+                    }
+                }
+            });
+            self.play(settings, stop, results, ask, &given)
+        })
+    }
+
+    fn play(
         mut self,
         settings: &Settings,
-        stop: &std::sync::atomic::AtomicBool,
-        results: &std::sync::atomic::AtomicU64,
+        stop: &AtomicBool,
+        results: &AtomicU64,
+        ask: Sender<Ask>,
+        given: &Receiver<Result<Given>>,
     ) -> Result<Report> {
-        use std::sync::atomic::Ordering;
         let hello = Hello {
             role: Role::Camera,
             version: crate::VERSION.try_into().unwrap_or_default(),
@@ -122,10 +174,17 @@ impl<'a> Camera<'a> {
                 Some(Event::Down(why)) => tracing::warn!(?why, "the host is gone"),
                 Some(Event::Incompatible(drift)) => return Err(Error::Request(drift.to_string())),
                 Some(Event::Malformed) => tracing::warn!("the host sent a message that is none"),
-                Some(Event::Message(message)) => summary = self.take(message)?,
+                Some(Event::Message(message)) => summary = self.take(message, &ask),
             }
             results.store(self.seen.len() as u64, Ordering::Relaxed);
-            self.expose()?;
+            self.expose(&ask);
+            while let Ok(given) = given.try_recv() {
+                self.developing -= 1;
+                match given? {
+                    Ok(outgoing) => self.outgoing.push_back(outgoing),
+                    Err(none) => self.none.push_back(none),
+                }
+            }
             while link.is_up() && link.room() > 0 {
                 let Some(message) = self.next_message() else { break };
                 if link.send(&message).is_err() {
@@ -168,7 +227,7 @@ impl<'a> Camera<'a> {
 
     /// How long there is nothing to do of itself.
     fn patience(&self) -> Duration {
-        if !self.outgoing.is_empty() || self.none.is_some() {
+        if !self.outgoing.is_empty() || !self.none.is_empty() || self.developing > 0 {
             return Duration::from_millis(1);
         }
         match (self.captures.is_empty(), self.last) {
@@ -178,9 +237,12 @@ impl<'a> Camera<'a> {
         }
     }
 
-    fn take(&mut self, message: FromHost) -> Result<Option<Summary>> {
+    fn take(&mut self, message: FromHost, ask: &Sender<Ask>) -> Option<Summary> {
         match message {
-            FromHost::Survey(survey) => self.survey(&survey)?,
+            // The lens ends after this.
+            FromHost::Survey(survey) => {
+                self.developing += usize::from(ask.send(Ask::Survey(survey)).is_ok());
+            }
             FromHost::Capture(event) => self.captures.push_back(event),
             FromHost::Result(result) => {
                 if self.seen.insert(result.shot) {
@@ -197,25 +259,60 @@ impl<'a> Camera<'a> {
                 Action::Skip => self.report.skipped += 1,
                 Action::Keep | Action::Stop(_) => {}
             },
-            FromHost::Summary(summary) => return Ok(Some(summary)),
+            FromHost::Summary(summary) => return Some(summary),
             // The board's.
             FromHost::Plan(_) | FromHost::Cells(_) | FromHost::Command(_) => {}
         }
-        Ok(None)
+        None
     }
 
-    fn survey(&mut self, survey: &Survey) -> Result<()> {
+    /// Takes the next picture when it is time.
+    fn expose(&mut self, ask: &Sender<Ask>) {
+        if self.last.is_some_and(|last| last.elapsed() < self.period) {
+            return;
+        }
+        let Some(event) = self.captures.pop_front() else { return };
+        self.last = Some(Instant::now());
+        self.report.pictures += 1;
+        // The lens ends after this.
+        self.developing += usize::from(ask.send(Ask::Capture(event)).is_ok());
+    }
+
+    fn next_message(&mut self) -> Option<ToHost> {
+        if let Some(none) = self.none.pop_front() {
+            return Some(ToHost::NoPixels(none));
+        }
+        let outgoing = self.outgoing.front_mut()?;
+        let Some(at) = outgoing.at else {
+            outgoing.at = Some(0);
+            return Some(ToHost::Pixels(outgoing.header));
+        };
+        let end = (at + PIXEL_CHUNK).min(outgoing.bytes.len());
+        let data = heapless::Vec::from_slice(outgoing.bytes.get(at..end)?).ok()?;
+        let message = ToHost::Chunk(Chunk { shot: outgoing.header.shot, offset: at as u32, data });
+        outgoing.at = Some(end);
+        if end == outgoing.bytes.len() {
+            self.outgoing.pop_front();
+        }
+        Some(message)
+    }
+}
+
+impl Lens<'_> {
+    fn survey(&mut self, survey: &Survey) -> Result<Given> {
         let key = survey.downsample.to_bits();
         if !self.surveys.contains_key(&key) {
             let (picture, _) = overview_at(self.slide, survey.downsample)?;
             self.surveys.insert(key, picture);
         }
-        let Some(picture) = self.surveys.get(&key) else { return Ok(()) };
+        let none =
+            NoPixels { shot: Shot { tile: survey.part, attempt: SURVEY }, why: Why::Outside };
+        let Some(picture) = self.surveys.get(&key) else { return Ok(Err(none)) };
         let (width, height) = picture.dimensions();
         let (row, rows) = (u32::from(survey.row), u32::from(survey.rows));
         if row + rows > height {
             tracing::warn!("the host asks for more of the slide than there is");
-            return Ok(());
+            return Ok(Err(none));
         }
         let line = 3 * width as usize;
         let bytes = picture.as_raw()[row as usize * line..(row + rows) as usize * line].to_vec();
@@ -230,28 +327,13 @@ impl<'a> Camera<'a> {
             scale: UmPerPx::new(scale).unwrap_or_default(),
             bytes: bytes.len() as u32,
         };
-        self.outgoing.push_back(Outgoing { header, bytes, at: None });
-        Ok(())
+        Ok(Ok(Outgoing { header, bytes, at: None }))
     }
 
-    /// Takes the next picture when it is time.
-    fn expose(&mut self) -> Result<()> {
-        if self.last.is_some_and(|last| last.elapsed() < self.period) {
-            return Ok(());
-        }
-        let Some(event) = self.captures.pop_front() else { return Ok(()) };
-        self.last = Some(Instant::now());
-        self.report.pictures += 1;
-        match self.picture(&event)? {
-            Some(outgoing) => self.outgoing.push_back(outgoing),
-            None => self.none = Some(NoPixels { shot: event.shot, why: Why::Failed }),
-        }
-        Ok(())
-    }
-
-    /// The picture of a tile from the coarsest level that is fine enough; `None` where it is larger
+    /// The picture of a tile from the coarsest level that is fine enough; none where it is larger
     /// than the link carries.
-    fn picture(&self, event: &TileEvent) -> Result<Option<Outgoing>> {
+    fn picture(&self, event: &TileEvent) -> Result<Given> {
+        let none = NoPixels { shot: event.shot, why: Why::Failed };
         let level = best_level(self.slide, event.scale.get() / self.um_per_px);
         let downsample = self.slide.info().levels[level].downsample;
         let scale = self.um_per_px * downsample;
@@ -261,13 +343,13 @@ impl<'a> Camera<'a> {
         let (left, top) = (edge(event.x), edge(event.y));
         let size = (side + 2.0 * margin).ceil() as u32 + 1;
         if 3 * u64::from(size) * u64::from(size) > u64::from(PIXELS) || size > u16::MAX.into() {
-            return Ok(None);
+            return Ok(Err(none));
         }
         let region = self.slide.read_region(level, left as i64, top as i64, size, size)?;
         let (Some(x), Some(y), Some(told)) =
             (Um::new(left * scale), Um::new(top * scale), UmPerPx::new(scale))
         else {
-            return Ok(None);
+            return Ok(Err(none));
         };
         let (encoding, bytes) = if self.optics.jpeg {
             let mut bytes = Vec::new();
@@ -290,25 +372,6 @@ impl<'a> Camera<'a> {
             scale: told,
             bytes: bytes.len() as u32,
         };
-        Ok(Some(Outgoing { header, bytes, at: None }))
-    }
-
-    fn next_message(&mut self) -> Option<ToHost> {
-        if let Some(none) = self.none.take() {
-            return Some(ToHost::NoPixels(none));
-        }
-        let outgoing = self.outgoing.front_mut()?;
-        let Some(at) = outgoing.at else {
-            outgoing.at = Some(0);
-            return Some(ToHost::Pixels(outgoing.header));
-        };
-        let end = (at + PIXEL_CHUNK).min(outgoing.bytes.len());
-        let data = heapless::Vec::from_slice(outgoing.bytes.get(at..end)?).ok()?;
-        let message = ToHost::Chunk(Chunk { shot: outgoing.header.shot, offset: at as u32, data });
-        outgoing.at = Some(end);
-        if end == outgoing.bytes.len() {
-            self.outgoing.pop_front();
-        }
-        Some(message)
+        Ok(Ok(Outgoing { header, bytes, at: None }))
     }
 }

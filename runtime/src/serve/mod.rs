@@ -23,7 +23,7 @@ mod pixels;
 mod planning;
 mod scan;
 mod status;
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests;
 mod transport;
 mod workers;

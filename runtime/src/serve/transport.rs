@@ -383,13 +383,13 @@ mod tests {
         let path = directory.path().join("s");
         let address = Address::Unix(path.clone());
         let listener = Listener::bind(&address).unwrap().unwrap();
-        assert!(Listener::bind(&address).is_err());
         let mut client = Stream::connect(&address).unwrap();
         let (mut server, _) = loop {
             if let Some(accepted) = listener.accept().unwrap() {
                 break accepted;
             }
         };
+        assert!(Listener::bind(&address).is_err());
         client.write_all(b"hello").unwrap();
         assert_eq!(read_some(&mut server, 5), b"hello");
         client.shutdown();

@@ -1,0 +1,327 @@
+//! The daemon as a whole, over real sockets: with a fast fake engine and a walking board.
+
+mod lossy;
+mod misuse;
+mod soak;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::engine::Session;
+use crate::model::{Metadata, OnnxFile, testing};
+use crate::predict::testing::{FlatSlide, flat_slide};
+use crate::scan_sim::{self, Board, Report, Settings, Walk};
+
+/// Side of the tiny model's tile.
+const TILE: u32 = 8;
+
+/// Gives the middle pixel's colour, and breaks where it is told to.
+#[derive(Debug, Default, Clone)]
+struct Fake {
+    /// Tiles predicted.
+    predicted: Arc<AtomicUsize>,
+    /// How long a tile takes.
+    takes: Duration,
+    /// Columns of tiles (red) for which it panics.
+    panics_at: Option<u8>,
+}
+
+impl Engine for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn session(&self) -> Result<Box<dyn Session>> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Session for Fake {
+    fn predict(&mut self, image: &[u8]) -> Result<Vec<f32>> {
+        let middle = 3 * (TILE * TILE / 2 + TILE / 2) as usize;
+        self.predicted.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(self.takes);
+        assert!(self.panics_at != Some(image[middle]), "a tile that breaks the engine");
+        Ok(image[middle..middle + 3].iter().map(|&value| value.into()).collect())
+    }
+}
+
+fn metadata() -> Metadata {
+    testing::metadata(TILE, &["RED", "GREEN", "BLUE"])
+}
+
+fn model() -> Model {
+    let proto = testing::tiny_model(&metadata());
+    Model::from_file(OnnxFile::from_proto(proto, Path::new("tiny.onnx")).unwrap()).unwrap()
+}
+
+/// A slide whose tile at (column, row) has the colour (column, row, 77).
+fn slide(columns: u32, rows: u32) -> FlatSlide {
+    let mut slide =
+        flat_slide(columns * TILE, rows * TILE, |x, y| [(x / TILE) as u8, (y / TILE) as u8, 77]);
+    slide.set_path(Path::new("tiles.svs"));
+    slide
+}
+
+/// A daemon on a thread of its own.
+struct Running {
+    directory: PathBuf,
+    addresses: Vec<String>,
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Result<()>>,
+}
+
+fn options(directory: &Path) -> Options {
+    let socket = directory.join("s");
+    Options {
+        stations: vec![vec![Address::Unix(socket)]],
+        token: None,
+        metrics: Some("127.0.0.1:0".parse().unwrap()),
+        sessions: 8,
+        queue: 8,
+        bytes_per_second: 1 << 30,
+        threads: 2,
+        scans: 0,
+        scan: ScanSettings {
+            output: directory.to_owned(),
+            formats: vec!["csv".into()],
+            genes: None,
+            heatmap_genes: None,
+            min_tissue: 0.0,
+            overlap: 0.0,
+            board_genes: None,
+            objective: ObjectiveSettings::default(),
+        },
+    }
+}
+
+fn start(options: Options, engine: &Fake) -> Running {
+    let stop = Arc::new(AtomicBool::new(false));
+    let addresses = Arc::new(Mutex::new(Vec::new()));
+    let (flag, told, engine) = (Arc::clone(&stop), Arc::clone(&addresses), engine.clone());
+    let directory = options.scan.output.clone();
+    let thread = std::thread::spawn(move || {
+        let mut ready = |listening: &[String]| *told.lock().unwrap() = listening.to_vec();
+        run(&options, model(), &engine, &flag, &mut ready)
+    });
+    let start = Instant::now();
+    while addresses.lock().unwrap().is_empty() && !thread.is_finished() {
+        assert!(start.elapsed() < Duration::from_secs(20), "the daemon does not get ready");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let addresses = addresses.lock().unwrap().clone();
+    Running { directory, addresses, stop, thread }
+}
+
+impl Running {
+    fn end(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+
+    fn socket(&self) -> Address {
+        Address::Unix(self.directory.join("s"))
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        use std::io::{Read, Write};
+        let address = self.addresses.last().unwrap();
+        let address = address.trim_start_matches("http://").trim_end_matches("/metrics");
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let line = text.lines().find(|line| line.starts_with(&format!("diffbulk_{name} ")));
+        line.unwrap_or_else(|| panic!("{name}\n{text}"))
+            .rsplit_once(' ')
+            .unwrap()
+            .1
+            .parse()
+            .unwrap()
+    }
+}
+
+fn settings(host: Address, ahead: usize) -> Settings {
+    let mut settings = Settings::new(host.clone(), host, &metadata(), false);
+    settings.board = Board::Walker(Walk { ahead, rate: None });
+    settings
+}
+
+/// Plays `slide` to the end, at most for a minute.
+fn play(slide: &FlatSlide, settings: &Settings) -> Report {
+    let stop = AtomicBool::new(false);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let start = Instant::now();
+            while !done.load(Ordering::Relaxed) {
+                if start.elapsed() > Duration::from_secs(900) {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let report = scan_sim::run(slide, 0.5, settings, &stop);
+        done.store(true, Ordering::Relaxed);
+        report.unwrap()
+    })
+}
+
+/// Tile ids and their first two genes, in the order of the file.
+fn rows(directory: &Path) -> Vec<(String, f32, f32)> {
+    let path = directory.join("tiles-diffbulk/tiles.csv");
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    let headers = reader.headers().unwrap().clone();
+    let at = |name: &str| headers.iter().position(|found| found == name).unwrap();
+    let (id, red, green) = (at("id"), at("RED"), at("GREEN"));
+    reader
+        .records()
+        .map(|record| {
+            let record = record.unwrap();
+            (record[id].into(), record[red].parse().unwrap(), record[green].parse().unwrap())
+        })
+        .collect()
+}
+
+/// Every tile once, in order, with its own values.
+fn check_rows(directory: &Path, columns: u32, tiles: u32) {
+    let rows = rows(directory);
+    assert_eq!(rows.len() as u32, tiles);
+    for (index, (id, red, green)) in rows.into_iter().enumerate() {
+        let (column, row) = (index as u32 % columns, index as u32 / columns);
+        assert_eq!(id, format!("x{column}_y{row}"));
+        assert_eq!((red, green), ((column % 256) as f32, (row % 256) as f32), "{id}");
+    }
+}
+
+#[test]
+fn a_scan_ends_with_the_files_of_predict() {
+    let directory = tempfile::tempdir().unwrap();
+    // Structure that resampling would show, and a stain that the tissue mask takes.
+    let colour = |x: u32, y: u32| -> [u8; 3] {
+        let shade = ((x / 3 + y / 2) % 2 * 60) as u8;
+        if (200..900).contains(&x) && (150..700).contains(&y) {
+            [120 + shade, 70 + shade, 150 + shade]
+        } else {
+            [242, 241, 243]
+        }
+    };
+    let stored = directory.path().join("slide.png");
+    image::RgbImage::from_fn(1100, 900, |x, y| image::Rgb(colour(x, y))).save(&stored).unwrap();
+    let formats: Vec<String> = crate::predict::formats().map(String::from).collect();
+    let request = crate::predict::Request {
+        slide: stored.clone(),
+        directory: directory.path().join("predict"),
+        um_per_px: Some(0.453_1),
+        genes: None,
+        formats: formats.clone(),
+        heatmap_genes: None,
+        tiles: crate::predict::TileSource::Grid { overlap: 0.0 },
+        min_tissue: 0.25,
+        threads: 2,
+        engine: crate::engine::ENGINES[0].name.into(),
+        restart: false,
+    };
+    let mut wide = testing::metadata(64, &["RED", "GREEN", "BLUE"]);
+    wide.um_per_px = 0.61;
+    let proto = testing::tiny_model(&wide);
+    let wide_model =
+        Model::from_file(OnnxFile::from_proto(proto, Path::new("wide.onnx")).unwrap()).unwrap();
+    let never = AtomicBool::new(false);
+    crate::predict::run(&request, &wide_model, &never, &crate::predict::NoProgress).unwrap();
+
+    let mut options = options(directory.path());
+    (options.scan.formats, options.scan.min_tissue, options.scans) = (formats, 0.25, 1);
+    let host = options.stations[0][0].clone();
+    let engine = crate::engine::open(crate::engine::ENGINES[0].name, &wide_model).unwrap();
+    let slide = crate::slide::open(&stored).unwrap();
+    std::thread::scope(|scope| {
+        let stop = AtomicBool::new(false);
+        let serving = scope.spawn(move || run(&options, wide_model, &*engine, &stop, &mut |_| ()));
+        let mut settings = Settings::new(host.clone(), host, &wide, false);
+        settings.board = Board::Walker(Walk { ahead: 3, rate: None });
+        let report = scan_sim::run(&*slide, 0.453_1, &settings, &never).unwrap();
+        assert!(report.summary.is_some());
+        serving.join().unwrap().unwrap();
+    });
+    let (predicted, scanned) =
+        (directory.path().join("predict"), directory.path().join("slide-diffbulk"));
+    let mut compared = 0;
+    for entry in std::fs::read_dir(&predicted).unwrap() {
+        let name = entry.unwrap().file_name();
+        if name == "run.json" {
+            continue;
+        }
+        let read = |directory: &Path| std::fs::read(directory.join(&name)).unwrap();
+        assert!(read(&predicted) == read(&scanned), "{name:?} differs");
+        compared += 1;
+    }
+    assert!(compared >= 5, "{compared}");
+    let report = std::fs::read(scanned.join("run.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["complete"], true);
+    assert!(report["scan"]["latency_ms"]["p99"].as_f64().unwrap() > 0.0);
+    assert!(report["tiles"]["predicted"].as_u64().unwrap() > 20, "{report}");
+}
+
+#[test]
+fn a_daemon_that_is_stopped_in_the_middle_goes_on_where_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = Fake { takes: Duration::from_millis(3), ..Fake::default() };
+    let slide = slide(20, 20);
+    let first = start(options(directory.path()), &engine);
+    let host = first.socket();
+    let report = std::thread::scope(|scope| {
+        let playing = scope.spawn(|| play(&slide, &settings(host, 4)));
+        let start_time = Instant::now();
+        while engine.predicted.load(Ordering::Relaxed) < 100 {
+            assert!(start_time.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        first.end().unwrap();
+        assert!(!directory.path().join("tiles-diffbulk/tiles.csv").exists());
+        let second = start(options(directory.path()), &engine);
+        let report = playing.join().unwrap();
+        second.end().unwrap();
+        report
+    });
+    assert!(report.summary.is_some() && report.connections > 1, "{report:?}");
+    check_rows(directory.path(), 20, 400);
+    // What was predicted before the stop was not predicted again.
+    assert_eq!(engine.predicted.load(Ordering::Relaxed), 400);
+}
+
+#[test]
+fn more_than_the_queue_is_put_off_and_nothing_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = Fake { takes: Duration::from_millis(8), ..Fake::default() };
+    let mut options = options(directory.path());
+    options.queue = 2;
+    let daemon = start(options, &engine);
+    let report = play(&slide(8, 8), &settings(daemon.socket(), 16));
+    assert!(report.put_off > 0, "{report:?}");
+    assert!(daemon.metric("tiles_shed_total") > 0.0);
+    assert!(daemon.metric("queue_tiles_most") <= 2.0);
+    daemon.end().unwrap();
+    check_rows(directory.path(), 8, 64);
+}
+
+#[test]
+fn a_tile_that_breaks_the_engine_is_left_out_and_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = Fake { panics_at: Some(3), ..Fake::default() };
+    let daemon = start(options(directory.path()), &engine);
+    let report = play(&slide(6, 6), &settings(daemon.socket(), 2));
+    assert_eq!((report.results, report.failed), (30, 6), "{report:?}");
+    assert_eq!(daemon.metric("panics_total"), 6.0);
+    daemon.end().unwrap();
+    let rows = rows(directory.path());
+    assert!(rows.len() == 30 && rows.iter().all(|(_, red, _)| *red != 3.0));
+    let report = std::fs::read(directory.path().join("tiles-diffbulk/run.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["complete"], false);
+    assert_eq!(report["scan"]["skipped_by_board"], 6);
+}
