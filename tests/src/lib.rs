@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: finding the programs, running them as a user would, and
 //! asking Python's own readers about the files they left.
 
+pub mod board;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -31,4 +31,5 @@ mod scanner;
 pub mod sim;
 pub mod store;
 
+pub use diffbulk_link as link;
 pub use scanner::Scanner;

@@ -4,7 +4,7 @@ use crate::findings::{self, BestTiles, Welford};
 use crate::order::{self, Place};
 use diffbulk_link::limits::GENES;
 use diffbulk_link::message::{
-    Action, Decision, Plan, PlanId, Resume, Shot, StopReason, Summary, TileResult,
+    Action, Decision, Plan, PlanId, Resume, SURVEY, Shot, StopReason, Summary, TileResult,
 };
 use diffbulk_link::units::{Um, UmPerPx};
 use heapless::Vec;
@@ -158,7 +158,7 @@ impl Progress {
             Action::Skip
         } else if let Some(refocus) = blurred {
             let offset = focus_offset(refocus.step, self.refocused);
-            match offset.filter(|_| self.refocused < refocus.most && self.shot.attempt < u8::MAX) {
+            match offset.filter(|_| self.refocused < refocus.most && self.may_try_again()) {
                 Some(offset) => Action::Refocus(offset),
                 None => Action::Skip,
             }
@@ -166,7 +166,7 @@ impl Progress {
             && hot
             && !self.rescanned
             && self.rescans < rescan.most
-            && self.shot.attempt < u8::MAX
+            && self.may_try_again()
         {
             Action::Rescan(rescan.scale)
         } else if objective.stop.is_some_and(|stop| hot && self.hot_tiles + 1 >= stop.hot) {
@@ -182,6 +182,11 @@ impl Progress {
             decision: Decision { shot: self.shot, action, score: Some(score), hot },
             values,
         })
+    }
+
+    /// Whether another attempt has a number: the last one is not an exposure's.
+    fn may_try_again(&self) -> bool {
+        self.shot.attempt + 1 < SURVEY
     }
 
     /// Goes on without a result.

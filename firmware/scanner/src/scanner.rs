@@ -22,15 +22,16 @@ impl<P: Parts> Scanner<P> {
     pub const OUT: usize = BoardSession::OUT;
 
     /// Takes up what flash remembers. Nothing moves before the host is there and the plan is under way.
-    /// `version` is the firmware's.
+    /// `map` is room for a plan's bit map, `version` the firmware's.
     pub fn new(
         config: Config,
         mut machine: Machine<P>,
+        map: P::Room,
         version: &str,
     ) -> Result<Self, ConfigError> {
         // Without flash every start has the same epoch: the host then takes two seconds to notice a restart.
         let starts = machine.store.count_start().unwrap_or(0);
-        let controller = Controller::new(config, machine)?;
+        let controller = Controller::new(config, machine, map)?;
         let hello = Hello {
             role: Role::Board,
             version: text(version),

@@ -30,6 +30,7 @@ use crate::panel::{Lamps, Watchdog};
 use crate::progress::{Progress, Verdict};
 use crate::store::{Map, Store};
 use core::fmt::Display;
+use core::ops::DerefMut;
 use diffbulk_link::message::{
     Fault, FaultCode, Level, Log, Plan, State, StopReason, Telemetry, TileEvent, text,
 };
@@ -56,6 +57,8 @@ pub trait Parts {
     type Flash: NorFlash;
     /// For when this program hangs.
     type Watchdog: Watchdog;
+    /// Where a plan's bit map lies: `&mut Map`, or a box of it.
+    type Room: DerefMut<Target = Map>;
 }
 
 /// A machine's drivers.
@@ -91,7 +94,7 @@ pub struct Controller<P: Parts> {
     host: bool,
     host_since_us: u64,
     plan: Option<Plan>,
-    map: Map,
+    map: P::Room,
     /// A plan whose bit map is still coming; then `map` is not that of `plan`.
     receiving: Option<Plan>,
     progress: Option<Progress>,
@@ -107,10 +110,14 @@ pub struct Controller<P: Parts> {
 }
 
 impl<P: Parts> Controller<P> {
-    /// In the state that flash remembers, standing still.
-    pub fn new(config: Config, mut machine: Machine<P>) -> Result<Self, ConfigError> {
+    /// In the state that flash remembers, standing still. `map` is the largest part of a controller by far, so that it
+    /// is lent and not moved about on the stack.
+    pub fn new(
+        config: Config,
+        mut machine: Machine<P>,
+        mut map: P::Room,
+    ) -> Result<Self, ConfigError> {
         config.check()?;
-        let mut map = Map::new();
         let kept = machine.store.plan(&mut map).and_then(|plan| {
             let progress =
                 plan.as_ref().map(|plan| machine.store.progress(plan.id)).transpose()?.flatten();

@@ -16,7 +16,7 @@ use diffbulk_scanner::exposure::StrobeCamera;
 use diffbulk_scanner::motion::StepAxis;
 use diffbulk_scanner::panel::{Leds, Watchdog};
 use diffbulk_scanner::sim::{SimAxis, SimCamera, SimIn, SimOut};
-use diffbulk_scanner::store::Store;
+use diffbulk_scanner::store::{Map, Store};
 use flash::{Flash, Memory};
 use host::Host;
 use pipe::{Damage, Pipe};
@@ -93,6 +93,7 @@ impl Parts for Sim {
     type Stop = SimIn<'static>;
     type Flash = Flash;
     type Watchdog = Dog;
+    type Room = Box<Map>;
 }
 
 /// Counts its meals.
@@ -217,7 +218,8 @@ impl Rig {
 
     /// A start, with whatever is to happen to the flash still to come.
     pub fn start(&mut self) {
-        self.scanner = Some(Scanner::new(config(), self.world.machine(), "test").unwrap());
+        self.scanner =
+            Some(Scanner::new(config(), self.world.machine(), Box::default(), "test").unwrap());
     }
 
     pub fn scanner(&self) -> &Scanner<Sim> {
