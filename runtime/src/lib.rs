@@ -5,6 +5,7 @@
 //! on bounded queues and [`output`] writes the rows. [`cli`] only turns arguments into calls.
 
 pub mod anndata;
+pub mod bench;
 pub mod cli;
 pub mod engine;
 mod error;

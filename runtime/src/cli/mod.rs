@@ -3,6 +3,7 @@
 //! Every subcommand is one file: its flags are documented where they are parsed. [`main`] turns
 //! the outcome into an exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped on request.
 
+mod bench;
 mod info;
 mod interrupt;
 mod model;
@@ -43,6 +44,8 @@ enum Command {
     Model(model::Arguments),
     /// Tell what a model or a slide is.
     Info(info::Arguments),
+    /// Measure speed and memory on this machine.
+    Bench(bench::Arguments),
 }
 
 /// Runs the program on the process's arguments.
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::ScanSim(arguments) => scan_sim::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
     };
     match outcome {

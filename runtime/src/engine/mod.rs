@@ -10,6 +10,8 @@ mod tract;
 
 pub use runner::{Runner, RunnerSession};
 
+use serde::Serialize;
+
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -28,6 +30,23 @@ pub trait Engine: Send + Sync {
         let _ = threads;
         self.session()
     }
+
+    /// The instruction set it computes with, where it knows.
+    fn instructions(&self) -> Option<String> {
+        None
+    }
+
+    /// The fused operators it runs, in words, where it fuses.
+    fn list(&self) -> Option<String> {
+        None
+    }
+
+    /// Median time of each operator with one thread over `repetitions` runs of `image`; none where
+    /// the engine cannot tell.
+    fn operator_times(&self, image: &[u8], repetitions: usize) -> Result<Vec<OperatorTime>> {
+        let _ = (image, repetitions);
+        Ok(vec![])
+    }
 }
 
 /// One worker's running state.
@@ -42,6 +61,21 @@ pub trait Session: Send {
         self.predict_into(image, &mut values)?;
         Ok(values)
     }
+}
+
+/// What one operator takes.
+#[derive(Debug, Clone, Serialize)]
+pub struct OperatorTime {
+    /// Name of its graph node.
+    pub name: String,
+    /// What it does, with shapes and buffers.
+    pub line: String,
+    /// What computes it.
+    pub kernel: String,
+    /// Multiply-accumulates of the direct form.
+    pub macs: u64,
+    /// Median time.
+    pub microseconds: f64,
 }
 
 /// One entry of the list of engines.

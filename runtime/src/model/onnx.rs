@@ -109,6 +109,11 @@ impl OnnxFile {
         self.bytes
     }
 
+    /// Lets go of the graph. What asks for it afterwards is told that there is none.
+    pub(super) fn release_graph(&mut self) {
+        self.proto.graph = None;
+    }
+
     /// The decoded protobuf.
     pub fn proto(&self) -> &pb::ModelProto {
         &self.proto

@@ -41,6 +41,17 @@ impl Config {
                 stem_patch: 4,
                 ..published(16)
             },
+            // As many channels and pixels as a larger edge device takes: 6 to 7 GMAC a tile.
+            "edge-6g" => Self {
+                model_channels: 32,
+                num_blocks: 1,
+                attn_resolutions: vec![14],
+                channels_per_head: 32,
+                gene_embed_dim: 64,
+                num_gene_blocks: 1,
+                stem_patch: 2,
+                ..published(32)
+            },
             "tiny" => Self {
                 img_resolution: 32,
                 model_channels: 8,
@@ -64,8 +75,8 @@ impl Config {
     }
 
     /// Names [`Config::preset`] knows.
-    pub const PRESETS: [&'static str; 5] =
-        ["edge", "tiny", "gene-img224-xs", "gene-img224-s", "gene-img224-m"];
+    pub const PRESETS: [&'static str; 6] =
+        ["edge", "tiny", "gene-img224-xs", "gene-img224-s", "gene-img224-m", "edge-6g"];
 }
 
 #[cfg(test)]
@@ -85,6 +96,7 @@ mod tests {
             .collect();
         assert!(macs[0] <= 600_000_000, "edge preset has {} MAC", macs[0]);
         assert!(macs[1] < macs[0] && macs[2] < macs[3] && macs[3] < macs[4]);
+        assert!((5.5e9..7.5e9).contains(&(macs[5] as f64)), "edge-6g has {} MAC", macs[5]);
     }
 
     #[test]

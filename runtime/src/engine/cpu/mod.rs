@@ -1,7 +1,7 @@
 //! The `cpu` engine: the list of fused operators on this project's own kernels.
 //!
 //! [`legalise`] fits the list to the kernels, [`program`] packs weights and fixes places once for all
-//! sessions, [`run`] does one thread's share of one operator. A session runs one tile at a time on
+//! sessions, [`strips`] runs some operators together row by row, [`run`] does one thread's share of one operator. A session runs one tile at a time on
 //! the caller's thread, or with a [`team`] of threads that share every operator by rows. No number
 //! depends on how many there are, and nothing is allocated for a tile.
 
@@ -11,18 +11,21 @@ mod plain;
 mod program;
 mod run;
 mod session;
+mod strips;
 mod team;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use diffbulk_kernels::Isa;
 use tract_onnx::prelude::*;
 
 use self::program::Program;
 use self::session::CpuSession;
-use super::{Engine, Session, fused};
+use super::{Engine, OperatorTime, Session, fused};
+use crate::bench::engine::median;
 use crate::model::typed::{guarded, typed};
 use crate::model::{Model, OUTPUT};
 use crate::{Error, Result};
@@ -73,6 +76,42 @@ impl Engine for CpuEngine {
     fn team_session(&self, threads: usize) -> Result<Box<dyn Session>> {
         let session = CpuSession::new(Arc::clone(&self.program), threads).map_err(failure)?;
         Ok(Box::new(Tiles { session, bytes: self.bytes, genes: self.genes }))
+    }
+
+    fn instructions(&self) -> Option<String> {
+        Some(self.program.isa.name().into())
+    }
+
+    fn list(&self) -> Option<String> {
+        Some(self.program.list())
+    }
+
+    fn operator_times(&self, image: &[u8], repetitions: usize) -> Result<Vec<OperatorTime>> {
+        let mut session = CpuSession::new(Arc::clone(&self.program), 1).map_err(failure)?;
+        session.set_input(0, image).map_err(failure)?;
+        session.run().map_err(failure)?;
+        let mut times = vec![Vec::with_capacity(repetitions); self.program.ops.len()];
+        for _ in 0..repetitions {
+            session.set_input(0, image).map_err(failure)?;
+            let mut before = Instant::now();
+            let note = |k: usize| {
+                let now = Instant::now();
+                times[k].push((now - before).as_secs_f64() * 1e6);
+                before = now;
+            };
+            session.run_with(note).map_err(failure)?;
+        }
+        let about = self.program.ops.iter().map(|op| &op.about);
+        Ok(about
+            .zip(&mut times)
+            .map(|(about, times)| OperatorTime {
+                name: about.name.clone(),
+                line: about.line.clone(),
+                kernel: about.kernel.clone(),
+                macs: about.macs,
+                microseconds: median(times),
+            })
+            .collect())
     }
 }
 

@@ -10,9 +10,10 @@ use tract_onnx::tract_core::internal::{TractErrorContext, anyhow, bail, ensure};
 
 use super::arena::Place;
 use super::legalise::{self, Lead, is_kernel_map, is_mean_2x2, legalise};
+use super::strips::{self, Chain, Strip, Strips};
 use crate::engine::fused::{
-    BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Layout, Pool, Step, TractOp,
-    plan,
+    BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Input, Layout, Pool, Step,
+    TractOp, plan,
 };
 
 /// Elements below which an operator is not worth sharing between threads.
@@ -122,6 +123,8 @@ pub(super) enum Work {
         inputs: Vec<Place>,
         steps: Vec<PlainStep>,
     },
+    /// Several operators, some rows at a time.
+    Strips(Box<Strips>),
     Plain(Plain),
     Layout {
         from: Place,
@@ -192,18 +195,27 @@ impl Program {
     /// When an operator contradicts itself.
     pub(super) fn new(graph: FusedGraph, isa: Isa) -> TractResult<Self> {
         let mut graph = legalise(graph);
-        plan(&mut graph);
+        let chains = strips::chains(&graph);
+        place_buffers(&mut graph, &chains)?;
         let ops = std::mem::take(&mut graph.ops);
         let mut prepare = Prepare { graph: &graph, isa, scratch: 0, states: 0 };
         // Each operator's weights are let go as soon as they are packed.
-        let ops = ops
-            .into_iter()
-            .map(|op| {
-                prepare.disjoint(&op)?;
-                let name = op.name.clone();
-                prepare.op(op).with_context(|| format!("preparing {name}"))
-            })
-            .collect::<TractResult<Vec<_>>>()?;
+        let mut ready = vec![];
+        let mut chains = chains.into_iter().peekable();
+        let mut ops = ops.into_iter().enumerate();
+        while let Some((k, op)) = ops.next() {
+            let name = op.name.clone();
+            let op = match chains.next_if(|chain| chain.start == k) {
+                Some(chain) => {
+                    let mut links = vec![op];
+                    links.extend(ops.by_ref().take(chain.end - k - 1).map(|(_, op)| op));
+                    prepare.chain(&links, chain.rows)
+                }
+                None => prepare.op(op),
+            };
+            ready.push(op.with_context(|| format!("preparing {name}"))?);
+        }
+        let ops = ready;
         let scratch = prepare.scratch;
         let slot = |&id: &BufferId| Slot {
             place: place(&graph.buffers[id]),
@@ -219,6 +231,23 @@ impl Program {
         })
     }
 
+    /// All operators in words, and what they take together.
+    pub(super) fn list(&self) -> String {
+        let mut text = String::new();
+        for (k, op) in self.ops.iter().enumerate() {
+            text.push_str(&format!("{k:>3}  {}\n", op.about.line));
+        }
+        let left = self.tract_ops().count();
+        let macs: u64 = self.ops.iter().map(|op| op.about.macs).sum();
+        text.push_str(&format!(
+            "{} operators, {left} left to tract, {:.1} MMAC, an arena of {} KiB",
+            self.ops.len(),
+            macs as f64 / 1e6,
+            self.arena_bytes.div_ceil(1024)
+        ));
+        text
+    }
+
     /// tract's plans that a session needs a state for, in the order of [`Work::Tract`]'s numbers.
     pub(super) fn tract_ops(&self) -> impl Iterator<Item = &TractOp> {
         self.ops.iter().filter_map(|op| match &op.work {
@@ -226,6 +255,64 @@ impl Program {
             _ => None,
         })
     }
+}
+
+/// Gives buffers their places. A chain runs as one operator, and what flows inside it needs none.
+///
+/// # Errors
+/// When an operator's results would overlap what it uses besides, which running relies on.
+fn place_buffers(graph: &mut FusedGraph, chains: &[Chain]) -> TractResult<()> {
+    let mut outline = FusedGraph { ops: vec![], ..graph.clone() };
+    let mut at = 0;
+    for chain in chains.iter().copied().chain([Chain {
+        start: graph.ops.len(),
+        end: graph.ops.len(),
+        rows: 0,
+    }]) {
+        outline.ops.extend_from_slice(&graph.ops[at..chain.start]);
+        if let [.., last] = &graph.ops[chain.start..chain.end] {
+            let links = &graph.ops[chain.start..chain.end];
+            let inner: Vec<BufferId> =
+                links[..links.len() - 1].iter().flat_map(FusedOp::writes).collect();
+            let reads = links.iter().flat_map(FusedOp::reads).filter(|read| !inner.contains(read));
+            outline.ops.push(FusedOp {
+                name: last.name.clone(),
+                core: Core::Map,
+                inputs: reads.map(|buffer| Input { buffer, upsample: 1 }).collect(),
+                steps: vec![],
+                outputs: last.writes().collect(),
+            });
+            for id in inner {
+                outline.buffers[id].layout = Layout::vector(0);
+            }
+        }
+        at = chain.end;
+    }
+    plan(&mut outline);
+    for op in &outline.ops {
+        disjoint(op, &outline.buffers)?;
+    }
+    for (buffer, placed) in graph.buffers.iter_mut().zip(&outline.buffers) {
+        buffer.offset = placed.offset;
+    }
+    graph.arena_bytes = outline.arena_bytes;
+    Ok(())
+}
+
+fn disjoint(op: &FusedOp, buffers: &[BufferSpec]) -> TractResult<()> {
+    let bytes = |id: BufferId| buffers[id].offset..buffers[id].offset + buffers[id].bytes();
+    let writes: Vec<BufferId> = op.writes().collect();
+    for (k, &write) in writes.iter().enumerate() {
+        for other in op.reads().chain(writes[k + 1..].iter().copied()) {
+            let (a, b) = (bytes(write), bytes(other));
+            ensure!(
+                a.end <= b.start || b.end <= a.start,
+                "{} writes over buffer b{other} that it uses",
+                op.name
+            );
+        }
+    }
+    Ok(())
 }
 
 fn place(buffer: &BufferSpec) -> Place {
@@ -252,27 +339,6 @@ impl Prepare<'_> {
         self.graph.buffers[id].layout.dims()
     }
 
-    /// Checks what running relies on: that an operator's results overlap nothing that it reads or
-    /// writes besides.
-    fn disjoint(&self, op: &FusedOp) -> TractResult<()> {
-        let bytes = |id: BufferId| {
-            let buffer = &self.graph.buffers[id];
-            buffer.offset..buffer.offset + buffer.bytes()
-        };
-        let writes: Vec<BufferId> = op.writes().collect();
-        for (k, &write) in writes.iter().enumerate() {
-            for other in op.reads().chain(writes[k + 1..].iter().copied()) {
-                let (a, b) = (bytes(write), bytes(other));
-                ensure!(
-                    a.end <= b.start || b.end <= a.start,
-                    "{} writes over buffer b{other} that it uses",
-                    op.name
-                );
-            }
-        }
-        Ok(())
-    }
-
     fn op(&mut self, op: FusedOp) -> TractResult<Op> {
         let about = About {
             line: self.graph.describe(&op),
@@ -286,6 +352,77 @@ impl Prepare<'_> {
         let mut ready = self.work(op, about)?;
         ready.alone |= alone || ready.parts <= ready.unit;
         Ok(ready)
+    }
+
+    /// Several operators that run strip by strip, `rows` output rows in each.
+    fn chain(&mut self, links: &[FusedOp], rows: usize) -> TractResult<Op> {
+        let [before @ .., middle, last] = links else { bail!("a chain of {} links", links.len()) };
+        let (Core::Conv(tall), Core::Conv(pointwise)) = (&middle.core, &last.core) else {
+            bail!("a chain of other operators")
+        };
+        let [height, width, channels] = self.dims(middle.inputs[0].buffer);
+        let mut depthwise = vec![];
+        let mut kinds: Vec<[usize; 3]> = vec![];
+        let mut strips = vec![];
+        let found = legalise::epilogue(&middle.steps, Lead::Bias);
+        let (stride, taps, top) = (tall.stride[0], tall.kernel[0], tall.padding.top);
+        let store = found.store.context("a link that stores nothing")?;
+        let [out_height, out_width, _] = self.dims(store);
+        for first in (0..out_height).step_by(rows) {
+            let start = first * stride;
+            let end = start + (rows - 1) * stride + taps;
+            let inside = start.saturating_sub(top)..(end - top.min(end)).min(height);
+            let kind = [inside.len(), top.saturating_sub(start), end.saturating_sub(top + height)];
+            let known = kinds.iter().position(|known| *known == kind);
+            if known.is_none() {
+                kinds.push(kind);
+                let spec = ConvSpec {
+                    height: kind[0],
+                    padding: [kind[1], tall.padding.left, kind[2], tall.padding.right],
+                    ..self.spec(middle, tall)
+                };
+                depthwise.push(self.kernel(&spec, tall, found.lead.as_ref())?);
+            }
+            strips.push(Strip { kind: known.unwrap_or(kinds.len() - 1), rows: inside });
+        }
+        let expand = match before {
+            [] => None,
+            [op] => {
+                let Core::Conv(conv) = &op.core else { bail!("a chain of other operators") };
+                let found = legalise::epilogue(&op.steps, Lead::Bias);
+                let kernel = self.kernel(&self.spec(op, conv), conv, found.lead.as_ref())?;
+                Some((kernel, found.activation))
+            }
+            _ => bail!("a chain of {} links", links.len()),
+        };
+        let end = legalise::epilogue(&last.steps, Lead::Bias);
+        let spec = ConvSpec { height: rows, ..self.spec(last, pointwise) };
+        let project = self.kernel(&spec, pointwise, end.lead.as_ref())?;
+        let kernels = depthwise.iter().chain([&project]).chain(expand.iter().map(|(k, _)| k));
+        let kernel_scratch = kernels.map(Conv2d::scratch_len).max().unwrap_or(0);
+        let window = kinds.iter().map(|kind| kind[0]).max().unwrap_or(0);
+        let window = if expand.is_some() { window * width * channels } else { 0 };
+        let scratch = [window, rows * out_width * channels, kernel_scratch];
+        self.scratch = self.scratch.max(scratch.iter().sum());
+        let about = About {
+            name: last.name.clone(),
+            line: links.iter().map(|op| self.graph.describe(op)).collect::<Vec<_>>().join("; "),
+            kernel: format!("strips of {rows}"),
+            macs: links.iter().map(|op| op.macs(&self.graph.buffers)).sum(),
+        };
+        let parts = strips.len();
+        let chain = Strips {
+            source: self.place(links[0].inputs[0].buffer),
+            expand,
+            depthwise,
+            depthwise_activation: found.activation,
+            strips,
+            project,
+            out: self.out(last, end)?,
+            row: width * channels,
+            scratch,
+        };
+        Ok(Op { work: Work::Strips(Box::new(chain)), parts, unit: 1, alone: false, about })
     }
 
     fn work(&mut self, op: FusedOp, mut about: About) -> TractResult<Op> {
@@ -458,9 +595,19 @@ impl Prepare<'_> {
     }
 
     fn conv(&self, op: &FusedOp, conv: &Conv, bias: Option<&Channels>) -> TractResult<Conv2d> {
+        self.kernel(&self.spec(op, conv), conv, bias)
+    }
+
+    fn kernel(&self, spec: &ConvSpec, conv: &Conv, bias: Option<&Channels>) -> TractResult<Conv2d> {
+        let bias = bias.map(|bias| bias.to_vec(conv.outputs));
+        Conv2d::new(self.isa, spec, conv.weights.values(), bias.as_deref()).map_err(kernel_error)
+    }
+
+    /// The shape of a convolution over its whole input.
+    fn spec(&self, op: &FusedOp, conv: &Conv) -> ConvSpec {
         let first = op.inputs[0];
         let [height, width, _] = self.dims(first.buffer);
-        let spec = ConvSpec {
+        ConvSpec {
             sources: op
                 .inputs
                 .iter()
@@ -477,9 +624,7 @@ impl Prepare<'_> {
             dilation: conv.dilation,
             padding: [conv.padding.top, conv.padding.left, conv.padding.bottom, conv.padding.right],
             depthwise: conv.groups > 1,
-        };
-        let bias = bias.map(|bias| bias.to_vec(conv.outputs));
-        Conv2d::new(self.isa, &spec, conv.weights.values(), bias.as_deref()).map_err(kernel_error)
+        }
     }
 
     fn out(&self, op: &FusedOp, found: legalise::Epilogue) -> TractResult<Out> {
@@ -537,7 +682,7 @@ impl Prepare<'_> {
         Ok(Work::GroupNorm { kernel, source: self.place(source), dst, mean })
     }
 
-    fn window(&self, input: crate::engine::fused::Input) -> Window {
+    fn window(&self, input: Input) -> Window {
         Window {
             place: self.place(input.buffer),
             dims: self.dims(input.buffer),

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 /// How often a thread looks whether the others have arrived before it goes to sleep: some tens of
 /// microseconds, which is longer than threads of one tile usually wait for each other.
-const SPINS: u32 = 20_000;
+const SPINS: u32 = 2_000;
 
 /// Lets a fixed number of threads wait for each other, again and again.
 struct Barrier {

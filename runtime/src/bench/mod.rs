@@ -1,0 +1,3 @@
+//! Benchmarks as a user's command.
+
+pub mod engine;
