@@ -3,6 +3,7 @@
 //! tract runs a batch of one fastest and single-threaded, so the batch dimension is fixed to 1 when
 //! loading and parallelism comes from running one session per core.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use tract_onnx::prelude::*;
@@ -32,10 +33,10 @@ struct TractSession {
 }
 
 /// Loads `model`.
-pub(crate) fn open(model: &Model) -> Result<Box<dyn Engine>> {
+pub(crate) fn open(model: &Model, proto: Cow<pb::ModelProto>) -> Result<Box<dyn Engine>> {
     let input = model.input_shape();
     let genes = model.metadata().panel.len();
-    let plan = guarded(model.path(), || plan(model.file().proto(), &input))?;
+    let plan = guarded(model.path(), || plan(&proto, &input))?;
     let shape = guarded(model.path(), || output_shape(&plan, 0))?;
     if shape != [1, genes] {
         return Err(Error::model(

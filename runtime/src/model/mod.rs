@@ -70,10 +70,10 @@ impl Model {
         &self.file
     }
 
-    /// Lets go of the graph and its weights, which an engine that has loaded them no longer needs:
-    /// half of what a loaded model takes. Metadata and identity stay.
-    pub fn release_graph(&mut self) {
-        self.file.release_graph();
+    /// Takes out the graph and its weights, which an engine that has loaded them no longer needs.
+    /// Metadata and identity stay.
+    pub(crate) fn release_graph(&mut self) -> pb::ModelProto {
+        self.file.release_graph()
     }
 
     /// What travels inside it.

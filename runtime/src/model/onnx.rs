@@ -109,9 +109,10 @@ impl OnnxFile {
         self.bytes
     }
 
-    /// Lets go of the graph. What asks for it afterwards is told that there is none.
-    pub(super) fn release_graph(&mut self) {
-        self.proto.graph = None;
+    /// Takes out the graph. What asks for it afterwards is told that there is none.
+    pub(super) fn release_graph(&mut self) -> pb::ModelProto {
+        let graph = self.proto.graph.take();
+        pb::ModelProto { graph, ..self.proto.clone() }
     }
 
     /// The decoded protobuf.

@@ -1,7 +1,6 @@
 //! What an engine costs on this machine: loading, one tile as fast as possible, as many tiles as
 //! possible, memory, and each operator.
 
-mod peak;
 mod process;
 mod report;
 
@@ -9,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use diffbulk_kernels::{Isa, measure_peak};
 use serde::Serialize;
 
 use crate::engine::{self, Engine, OperatorTime};
@@ -93,11 +93,10 @@ pub struct Tiles {
 pub fn run(settings: &Settings) -> Result<Measurement> {
     let start = Instant::now();
     let mut model = Model::open(&settings.model)?;
-    let engine = engine::open(&settings.engine, &model)?;
+    let engine = engine::load(&settings.engine, &mut model)?;
     let session = engine.session()?;
     let load_ms = milliseconds(start.elapsed());
     drop(session);
-    model.release_graph();
     let tiles = tiles(settings, &model)?;
     if let Some(path) = &settings.values {
         write_values(&*engine, &tiles, path)?;
@@ -126,7 +125,7 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
         latency,
         throughput,
         macs: model.metadata().macs_per_tile,
-        peak_gflops: if all { peak::gflops() } else { 0.0 },
+        peak_gflops: if all { peak_gflops()? } else { 0.0 },
         peak_memory_kib: process::peak_memory_kib(),
         operators,
     })
@@ -141,6 +140,12 @@ pub fn list(settings: &Settings) -> Result<String> {
     engine::open(&settings.engine, &model)?.list().ok_or_else(|| {
         Error::Request(format!("engine {} has no list of fused operators", settings.engine))
     })
+}
+
+/// Peak of one core with the instruction set that the kernels use.
+fn peak_gflops() -> Result<f64> {
+    let isa = Isa::from_environment().map_err(|problem| Error::Request(problem.to_string()))?;
+    Ok(measure_peak(isa) / 1e9)
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -288,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_machine_has_a_peak_and_a_process_memory() {
-        assert!(peak::gflops() > 0.1);
+        assert!(peak_gflops().unwrap() > 0.1);
         if cfg!(target_os = "linux") {
             assert!(process::peak_memory_kib().unwrap() > 100);
             assert!(process::cpu_ms().is_some());

@@ -1,7 +1,8 @@
 //! The `cpu` engine: the list of fused operators on this project's own kernels.
 //!
 //! [`legalise`] fits the list to the kernels, [`program`] packs weights and fixes places once for all
-//! sessions, [`strips`] runs some operators together row by row, [`run`] does one thread's share of one operator. A session runs one tile at a time on
+//! sessions, [`residual`] finds blocks that run in
+//! bands of rows, [`run`] does one thread's share of one operator. A session runs one tile at a time on
 //! the caller's thread, or with a [`team`] of threads that share every operator by rows. No number
 //! depends on how many there are, and nothing is allocated for a tile.
 
@@ -9,13 +10,15 @@ mod arena;
 mod legalise;
 mod plain;
 mod program;
+mod residual;
 mod run;
+mod runtime;
 mod session;
-mod strips;
 mod team;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,7 +30,7 @@ use self::session::CpuSession;
 use super::{Engine, OperatorTime, Session, fused};
 use crate::bench::engine::median;
 use crate::model::typed::{guarded, typed};
-use crate::model::{Model, OUTPUT};
+use crate::model::{Model, OUTPUT, pb::ModelProto};
 use crate::{Error, Result};
 
 /// Registered name.
@@ -40,12 +43,14 @@ struct CpuEngine {
 }
 
 /// Loads `model`.
-pub(crate) fn open(model: &Model) -> Result<Box<dyn Engine>> {
+pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
     let input = model.input_shape();
     let genes = model.metadata().panel.len();
     let isa = Isa::from_environment().map_err(|problem| Error::Request(problem.to_string()))?;
     let program = guarded(model.path(), || {
-        Program::new(fused::fuse(typed(model.file().proto(), &input)?)?, isa)
+        let graph = typed(&proto, &input)?;
+        drop(proto);
+        Program::new(fused::fuse(graph)?, isa)
     })?;
     let bytes = input.iter().product();
     let fits = matches!(program.inputs.as_slice(), [image]

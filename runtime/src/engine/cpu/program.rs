@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use diffbulk_kernels as kernels;
-use kernels::{Conv2d, ConvSpec, Isa, KernelError, PixelNorm, SourceSpec};
+use kernels::{Conv2d, ConvSpec, InvertedResidual, Isa, KernelError, Layer, PixelNorm, SourceSpec};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::{TractErrorContext, anyhow, bail, ensure};
 
 use super::arena::Place;
 use super::legalise::{self, Lead, is_kernel_map, is_mean_2x2, legalise};
-use super::strips::{self, Chain, Strip, Strips};
+use super::residual;
 use crate::engine::fused::{
-    BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Input, Layout, Pool, Step,
-    TractOp, plan,
+    BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Input, Layout, Padding, Pool,
+    Step, TractOp, plan,
 };
 
 /// Elements below which an operator is not worth sharing between threads.
@@ -123,8 +123,12 @@ pub(super) enum Work {
         inputs: Vec<Place>,
         steps: Vec<PlainStep>,
     },
-    /// Several operators, some rows at a time.
-    Strips(Box<Strips>),
+    /// Expansion, depthwise convolution and projection.
+    Residual {
+        kernel: Box<InvertedResidual>,
+        source: Place,
+        out: Out,
+    },
     Plain(Plain),
     Layout {
         from: Place,
@@ -195,7 +199,7 @@ impl Program {
     /// When an operator contradicts itself.
     pub(super) fn new(graph: FusedGraph, isa: Isa) -> TractResult<Self> {
         let mut graph = legalise(graph);
-        let chains = strips::chains(&graph);
+        let chains = residual::blocks(&graph);
         place_buffers(&mut graph, &chains)?;
         let ops = std::mem::take(&mut graph.ops);
         let mut prepare = Prepare { graph: &graph, isa, scratch: 0, states: 0 };
@@ -205,11 +209,11 @@ impl Program {
         let mut ops = ops.into_iter().enumerate();
         while let Some((k, op)) = ops.next() {
             let name = op.name.clone();
-            let op = match chains.next_if(|chain| chain.start == k) {
-                Some(chain) => {
+            let op = match chains.next_if(|start| *start == k) {
+                Some(_) => {
                     let mut links = vec![op];
-                    links.extend(ops.by_ref().take(chain.end - k - 1).map(|(_, op)| op));
-                    prepare.chain(&links, chain.rows)
+                    links.extend(ops.by_ref().take(residual::LINKS - 1).map(|(_, op)| op));
+                    prepare.block(&links)
                 }
                 None => prepare.op(op),
             };
@@ -257,36 +261,36 @@ impl Program {
     }
 }
 
-/// Gives buffers their places. A chain runs as one operator, and what flows inside it needs none.
+/// Gives buffers their places. A block that starts at one of `blocks` runs as one operator, and what
+/// flows inside it needs none.
 ///
 /// # Errors
 /// When an operator's results would overlap what it uses besides, which running relies on.
-fn place_buffers(graph: &mut FusedGraph, chains: &[Chain]) -> TractResult<()> {
+fn place_buffers(graph: &mut FusedGraph, blocks: &[usize]) -> TractResult<()> {
     let mut outline = FusedGraph { ops: vec![], ..graph.clone() };
     let mut at = 0;
-    for chain in chains.iter().copied().chain([Chain {
-        start: graph.ops.len(),
-        end: graph.ops.len(),
-        rows: 0,
-    }]) {
-        outline.ops.extend_from_slice(&graph.ops[at..chain.start]);
-        if let [.., last] = &graph.ops[chain.start..chain.end] {
-            let links = &graph.ops[chain.start..chain.end];
-            let inner: Vec<BufferId> =
-                links[..links.len() - 1].iter().flat_map(FusedOp::writes).collect();
-            let reads = links.iter().flat_map(FusedOp::reads).filter(|read| !inner.contains(read));
-            outline.ops.push(FusedOp {
-                name: last.name.clone(),
-                core: Core::Map,
-                inputs: reads.map(|buffer| Input { buffer, upsample: 1 }).collect(),
-                steps: vec![],
-                outputs: last.writes().collect(),
-            });
-            for id in inner {
-                outline.buffers[id].layout = Layout::vector(0);
-            }
+    while at < graph.ops.len() {
+        if !blocks.contains(&at) {
+            outline.ops.push(graph.ops[at].clone());
+            at += 1;
+            continue;
         }
-        at = chain.end;
+        let links = &graph.ops[at..at + residual::LINKS];
+        at += residual::LINKS;
+        let last = &links[residual::LINKS - 1];
+        let inner: Vec<BufferId> =
+            links[..residual::LINKS - 1].iter().flat_map(FusedOp::writes).collect();
+        let reads = links.iter().flat_map(FusedOp::reads).filter(|read| !inner.contains(read));
+        outline.ops.push(FusedOp {
+            name: last.name.clone(),
+            core: Core::Map,
+            inputs: reads.map(|buffer| Input { buffer, upsample: 1 }).collect(),
+            steps: vec![],
+            outputs: last.writes().collect(),
+        });
+        for id in inner {
+            outline.buffers[id].layout = Layout::vector(0);
+        }
     }
     plan(&mut outline);
     for op in &outline.ops {
@@ -354,75 +358,41 @@ impl Prepare<'_> {
         Ok(ready)
     }
 
-    /// Several operators that run strip by strip, `rows` output rows in each.
-    fn chain(&mut self, links: &[FusedOp], rows: usize) -> TractResult<Op> {
-        let [before @ .., middle, last] = links else { bail!("a chain of {} links", links.len()) };
-        let (Core::Conv(tall), Core::Conv(pointwise)) = (&middle.core, &last.core) else {
-            bail!("a chain of other operators")
+    /// An inverted residual block.
+    fn block(&mut self, links: &[FusedOp]) -> TractResult<Op> {
+        let [first, middle, last] = links else { bail!("a block of {} operators", links.len()) };
+        let (Core::Conv(expand), Core::Conv(depthwise), Core::Conv(project)) =
+            (&first.core, &middle.core, &last.core)
+        else {
+            bail!("a block of other operators")
         };
-        let [height, width, channels] = self.dims(middle.inputs[0].buffer);
-        let mut depthwise = vec![];
-        let mut kinds: Vec<[usize; 3]> = vec![];
-        let mut strips = vec![];
-        let found = legalise::epilogue(&middle.steps, Lead::Bias);
-        let (stride, taps, top) = (tall.stride[0], tall.kernel[0], tall.padding.top);
-        let store = found.store.context("a link that stores nothing")?;
-        let [out_height, out_width, _] = self.dims(store);
-        for first in (0..out_height).step_by(rows) {
-            let start = first * stride;
-            let end = start + (rows - 1) * stride + taps;
-            let inside = start.saturating_sub(top)..(end - top.min(end)).min(height);
-            let kind = [inside.len(), top.saturating_sub(start), end.saturating_sub(top + height)];
-            let known = kinds.iter().position(|known| *known == kind);
-            if known.is_none() {
-                kinds.push(kind);
-                let spec = ConvSpec {
-                    height: kind[0],
-                    padding: [kind[1], tall.padding.left, kind[2], tall.padding.right],
-                    ..self.spec(middle, tall)
-                };
-                depthwise.push(self.kernel(&spec, tall, found.lead.as_ref())?);
-            }
-            strips.push(Strip { kind: known.unwrap_or(kinds.len() - 1), rows: inside });
-        }
-        let expand = match before {
-            [] => None,
-            [op] => {
-                let Core::Conv(conv) = &op.core else { bail!("a chain of other operators") };
-                let found = legalise::epilogue(&op.steps, Lead::Bias);
-                let kernel = self.kernel(&self.spec(op, conv), conv, found.lead.as_ref())?;
-                Some((kernel, found.activation))
-            }
-            _ => bail!("a chain of {} links", links.len()),
-        };
-        let end = legalise::epilogue(&last.steps, Lead::Bias);
-        let spec = ConvSpec { height: rows, ..self.spec(last, pointwise) };
-        let project = self.kernel(&spec, pointwise, end.lead.as_ref())?;
-        let kernels = depthwise.iter().chain([&project]).chain(expand.iter().map(|(k, _)| k));
-        let kernel_scratch = kernels.map(Conv2d::scratch_len).max().unwrap_or(0);
-        let window = kinds.iter().map(|kind| kind[0]).max().unwrap_or(0);
-        let window = if expand.is_some() { window * width * channels } else { 0 };
-        let scratch = [window, rows * out_width * channels, kernel_scratch];
-        self.scratch = self.scratch.max(scratch.iter().sum());
+        let spec = residual::spec(self.graph, middle, [expand, depthwise, project]);
+        let found = [first, middle, last].map(|op| legalise::epilogue(&op.steps, Lead::Bias));
+        let bias = [(0, expand), (1, depthwise), (2, project)]
+            .map(|(k, conv)| found[k].lead.as_ref().map(|bias| bias.to_vec(conv.outputs)));
+        let [expand, depthwise, project] =
+            [(0, expand), (1, depthwise), (2, project)].map(|(k, conv)| Layer {
+                weights: conv.weights.values(),
+                bias: bias[k].as_deref(),
+                activation: found[k].activation,
+            });
+        let kernel = InvertedResidual::new(self.isa, &spec, expand, depthwise, project)
+            .map_err(kernel_error)?;
+        self.scratch = self.scratch.max(kernel.scratch_len());
         let about = About {
             name: last.name.clone(),
             line: links.iter().map(|op| self.graph.describe(op)).collect::<Vec<_>>().join("; "),
-            kernel: format!("strips of {rows}"),
+            kernel: "residual".into(),
             macs: links.iter().map(|op| op.macs(&self.graph.buffers)).sum(),
         };
-        let parts = strips.len();
-        let chain = Strips {
-            source: self.place(links[0].inputs[0].buffer),
-            expand,
-            depthwise,
-            depthwise_activation: found.activation,
-            strips,
-            project,
+        let (parts, unit) = (kernel.out_shape()[0], kernel.row_unit());
+        let [_, _, end] = found;
+        let work = Work::Residual {
+            kernel: Box::new(kernel),
+            source: self.place(first.inputs[0].buffer),
             out: self.out(last, end)?,
-            row: width * channels,
-            scratch,
         };
-        Ok(Op { work: Work::Strips(Box::new(chain)), parts, unit: 1, alone: false, about })
+        Ok(Op { work, parts, unit, alone: false, about })
     }
 
     fn work(&mut self, op: FusedOp, mut about: About) -> TractResult<Op> {
@@ -595,36 +565,26 @@ impl Prepare<'_> {
     }
 
     fn conv(&self, op: &FusedOp, conv: &Conv, bias: Option<&Channels>) -> TractResult<Conv2d> {
-        self.kernel(&self.spec(op, conv), conv, bias)
-    }
-
-    fn kernel(&self, spec: &ConvSpec, conv: &Conv, bias: Option<&Channels>) -> TractResult<Conv2d> {
-        let bias = bias.map(|bias| bias.to_vec(conv.outputs));
-        Conv2d::new(self.isa, spec, conv.weights.values(), bias.as_deref()).map_err(kernel_error)
-    }
-
-    /// The shape of a convolution over its whole input.
-    fn spec(&self, op: &FusedOp, conv: &Conv) -> ConvSpec {
         let first = op.inputs[0];
         let [height, width, _] = self.dims(first.buffer);
-        ConvSpec {
-            sources: op
-                .inputs
-                .iter()
-                .map(|input| SourceSpec {
-                    channels: self.dims(input.buffer)[2],
-                    upsample: input.upsample == 2,
-                })
-                .collect(),
+        let source = |input: &Input| SourceSpec {
+            channels: self.dims(input.buffer)[2],
+            upsample: input.upsample == 2,
+        };
+        let Padding { top, bottom, left, right } = conv.padding;
+        let spec = ConvSpec {
+            sources: op.inputs.iter().map(source).collect(),
             height: height * first.upsample,
             width: width * first.upsample,
             out_channels: conv.outputs,
             kernel: conv.kernel,
             stride: conv.stride,
             dilation: conv.dilation,
-            padding: [conv.padding.top, conv.padding.left, conv.padding.bottom, conv.padding.right],
+            padding: [top, left, bottom, right],
             depthwise: conv.groups > 1,
-        }
+        };
+        let bias = bias.map(|bias| bias.to_vec(conv.outputs));
+        Conv2d::new(self.isa, &spec, conv.weights.values(), bias.as_deref()).map_err(kernel_error)
     }
 
     fn out(&self, op: &FusedOp, found: legalise::Epilogue) -> TractResult<Out> {

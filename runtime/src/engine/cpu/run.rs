@@ -10,7 +10,6 @@ use tract_onnx::tract_core::internal::ensure;
 use super::arena::{Arena, Place};
 use super::plain;
 use super::program::{Op, Out, Port, Work};
-use super::strips;
 
 /// The parts that `thread` of `threads` computes.
 pub(super) fn share(op: &Op, thread: usize, threads: usize) -> Range<usize> {
@@ -118,7 +117,10 @@ pub(super) unsafe fn run(
                 kernel.run(vector, kernels::Activation::None, values, parts.clone());
                 plain::steps(steps, arena, values, parts.start, kernel.outputs(), [0, 0], 1);
             }
-            Work::Strips(chain) => strips::run(chain, arena, scratch, parts),
+            Work::Residual { kernel, source, out } => {
+                let (dst, mut epilogue) = epilogue(out, arena, &parts);
+                kernel.run(arena.read(*source), &mut epilogue, dst, scratch, parts);
+            }
             Work::Plain(map) => plain::map(map, arena, scratch, parts),
             Work::Layout { from, to, dims, into_map } => {
                 plain::layout(arena.read(*from), arena.write(*to, 0..to.len), *dims, *into_map);
@@ -137,7 +139,7 @@ fn scaled(parts: &Range<usize>, by: usize) -> Range<usize> {
 ///
 /// # Safety
 /// As [`run`].
-pub(super) unsafe fn epilogue<'a>(
+unsafe fn epilogue<'a>(
     out: &Out,
     arena: &'a Arena,
     rows: &Range<usize>,

@@ -63,12 +63,20 @@ impl CpuSession {
         Ok(Self { program, arena, scratch, states, team, broken, threads })
     }
 
-    /// The program.
-    pub(super) fn program(&self) -> &Program {
-        &self.program
+    /// Another session of the same program on one thread.
+    pub(super) fn again(&self) -> Self {
+        Self {
+            program: Arc::clone(&self.program),
+            arena: Arc::new(Arena::new(self.program.arena_bytes)),
+            scratch: vec![0.0; self.program.scratch],
+            states: self.states.clone(),
+            team: None,
+            broken: Arc::default(),
+            threads: 1,
+        }
     }
 
-    /// Copies `values` into input `k`.
+    /// Copies `bytes` into input `k`.
     ///
     /// # Errors
     /// When it has another length.

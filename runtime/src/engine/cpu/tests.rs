@@ -90,3 +90,116 @@ fn the_shipped_model_agrees_with_tract_for_every_instruction_set_and_number_of_t
         }
     }
 }
+
+/// Graphs that have little to do with the product: with operators that stay tract's, that have no
+/// kernel, or whose pieces do not fit one.
+fn odd_graphs() -> Vec<(&'static str, TypedModel)> {
+    use tract_onnx::tract_core::ops::array::TypedConcat;
+    use tract_onnx::tract_core::ops::cnn::{
+        Conv, KernelFormat, MaxPool, PaddingSpec, PoolSpec, SumPool,
+    };
+    use tract_onnx::tract_core::ops::math;
+    use tract_onnx::tract_core::ops::nn::{self, DataFormat, NearestUpsample};
+
+    let spec = |kernel: usize, stride: usize, pad: [usize; 2], from: usize, to: usize| PoolSpec {
+        data_format: DataFormat::NCHW,
+        kernel_shape: tvec![kernel, kernel],
+        padding: PaddingSpec::Explicit(tvec![pad[0]; 2], tvec![pad[1]; 2]),
+        dilations: None,
+        strides: Some(tvec![stride, stride]),
+        input_channels: from,
+        output_channels: to,
+    };
+    let conv = |model: &mut TypedModel, name: &str, x: OutletId, spec: PoolSpec, group: usize| {
+        let [k, from, to] = [spec.kernel_shape[0], spec.input_channels, spec.output_channels];
+        let dims = [to, from / group, k, k];
+        let len: usize = dims.iter().product();
+        let values: Vec<f32> = (0..len).map(|i| ((i * 37 % 19) as f32 - 9.0) / 20.0).collect();
+        let weights = Tensor::from_shape(&dims, &values).unwrap();
+        let weights = model.add_const(format!("{name}.w"), weights).unwrap();
+        let bias: Vec<f32> = (0..to).map(|i| i as f32 / 10.0).collect();
+        let bias = model.add_const(format!("{name}.b"), tensor1(&bias)).unwrap();
+        let op = Conv { pool_spec: spec, kernel_fmt: KernelFormat::OIHW, group, q_params: None };
+        model.wire_node(name, op, &[x, weights, bias]).unwrap()[0]
+    };
+    let mut graphs = vec![];
+    let mut graph = |name, build: &mut dyn FnMut(&mut TypedModel, OutletId) -> OutletId| {
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact([1, 6, 9, 11])).unwrap();
+        let y = build(&mut model, x);
+        model.select_output_outlets(&[y]).unwrap();
+        graphs.push((name, model));
+    };
+    graph("max pool, then an operator of tract's", &mut |m, x| {
+        let op = MaxPool { pool_spec: spec(3, 2, [1, 1], 6, 6), with_index_outputs: None };
+        let y = m.wire_node("pool", op, &[x]).unwrap();
+        m.wire_node("erf", math::erf(), &y).unwrap()[0]
+    });
+    graph("mean pool with and without padding", &mut |m, x| {
+        let op = |count_include_pad| SumPool {
+            pool_spec: spec(3, 1, [1, 1], 6, 6),
+            count_include_pad,
+            normalize: true,
+        };
+        let a = m.wire_node("with", op(true), &[x]).unwrap()[0];
+        let b = m.wire_node("without", op(false), &[x]).unwrap()[0];
+        m.wire_node("difference", math::sub(), &[a, b]).unwrap()[0]
+    });
+    graph("2x2 pool of an odd map", &mut |m, x| {
+        let op = SumPool {
+            pool_spec: spec(2, 2, [0, 0], 6, 6),
+            count_include_pad: false,
+            normalize: true,
+        };
+        m.wire_node("pool", op, &[x]).unwrap()[0]
+    });
+    graph("convolution of three maps, one enlarged", &mut |m, x| {
+        let small = conv(m, "small", x, spec(3, 2, [0, 0], 6, 4), 1);
+        let a = conv(m, "a", small, spec(1, 1, [0, 0], 4, 3), 1);
+        let b = conv(m, "b", small, spec(3, 1, [1, 1], 4, 2), 1);
+        let a = m.wire_node("silu", nn::silu::silu(), &[a]).unwrap()[0];
+        let up = |m: &mut TypedModel, name: &str, x| {
+            m.wire_node(name, NearestUpsample { scales: tvec![1, 1, 2, 2] }, &[x]).unwrap()[0]
+        };
+        let (a, b, c) = (up(m, "up a", a), up(m, "up b", b), up(m, "up c", small));
+        let all = m.wire_node("concat", TypedConcat { axis: 1 }, &[a, b, c]).unwrap()[0];
+        let y = conv(m, "y", all, spec(3, 1, [1, 1], 9, 5), 1);
+        let y = m.wire_node("tanh", math::tanh(), &[y]).unwrap()[0];
+        let z = conv(m, "z", y, spec(5, 1, [2, 2], 5, 5), 5);
+        m.wire_node("sum", math::add(), &[y, z]).unwrap()[0]
+    });
+    graph("grouped convolution and a product of two maps", &mut |m, x| {
+        let a = conv(m, "a", x, spec(3, 1, [1, 1], 6, 4), 2);
+        let b = conv(m, "b", x, spec(3, 1, [1, 1], 6, 4), 1);
+        let a = m.wire_node("sigmoid", nn::sigmoid(), &[a]).unwrap()[0];
+        m.wire_node("product", math::mul(), &[a, b]).unwrap()[0]
+    });
+    graphs
+}
+
+#[test]
+fn other_graphs_agree_with_tract_too() {
+    let input: Vec<f32> = (0..6 * 9 * 11).map(|k| ((k * 31 % 97) as f32 - 48.0) / 30.0).collect();
+    let input = Tensor::from_shape(&[1, 6, 9, 11], &input).unwrap();
+    let runtime =
+        tract_onnx::tract_core::runtime::runtime_for_name("diffbulk-cpu").unwrap().unwrap();
+    for (name, model) in odd_graphs() {
+        let mut oracle =
+            model.clone().into_optimized().unwrap().into_runnable().unwrap().spawn().unwrap();
+        let expected = tract::run(&mut oracle, input.clone(), 0).unwrap();
+        for isa in Isa::available() {
+            let program = prepared(model.clone(), isa);
+            for threads in [1, 2] {
+                let mut session = CpuSession::new(Arc::clone(&program), threads).unwrap();
+                let values = run(&mut session, input.try_as_plain_ram().unwrap().as_bytes());
+                let worst = difference(&values, &expected);
+                assert!(worst < 1e-5, "{name}: {isa:?} {threads} threads: {worst:e}");
+            }
+        }
+        // The same through tract's own interface, from the graph as its passes leave it.
+        let runnable = runtime.prepare(model.into_decluttered().unwrap()).unwrap();
+        let outputs = runnable.run(tvec![input.clone().into_tvalue()]).unwrap();
+        let view = outputs[0].try_as_plain_ram().unwrap();
+        assert!(difference(view.as_slice().unwrap(), &expected) < 1e-5, "{name}");
+    }
+}

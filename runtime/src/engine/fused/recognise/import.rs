@@ -341,7 +341,13 @@ impl Import<'_> {
         else {
             return Ok(None);
         };
-        if kernel.datum_type() != f32::datum_type() || bias.datum_type() != f32::datum_type() {
+        let plain = conv.group == 1;
+        let depthwise = conv.group == conv.input_channels() && conv.group == conv.output_channels();
+        if kernel.datum_type() != f32::datum_type()
+            || bias.datum_type() != f32::datum_type()
+            || !(plain || depthwise)
+            || graph.values[output].layout.is_empty()
+        {
             return Ok(None);
         }
         let view = bias.try_as_plain_ram()?;
