@@ -36,7 +36,8 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    // PROPTEST_CASES makes it as long as one likes.
+    #![proptest_config(ProptestConfig::with_cases(8 * ProptestConfig::default().cases))]
 
     #[test]
     fn any_bytes_give_no_panic_and_at_most_one_outcome_a_frame(bytes in vec(any::<u8>(), 0..2000)) {

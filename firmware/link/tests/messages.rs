@@ -24,7 +24,7 @@ fn round_trip<T: Serialize + DeserializeOwned + MaxSize + PartialEq + Debug>(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(ProptestConfig::with_cases(4 * ProptestConfig::default().cases))]
 
     #[test]
     fn every_message_to_the_host_comes_back_and_fits(message in common::to_host()) {

@@ -135,7 +135,7 @@ fn peaceful(rig: &mut Rig, ms: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_dangerous_happens_and_the_scan_ends_as_it_should(acts in vec(act(), 1..40)) {
