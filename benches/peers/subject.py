@@ -20,24 +20,23 @@ def peak_memory_kib():
 
 
 class OnnxRuntime:
-    """Throughput: a session for each thread, one thread in each, which beats one session on all threads."""
+    """Throughput: one session that computes with the calling thread, called from several threads at a time; that is as
+    fast as a session for each thread and takes less memory. Latency: one session on all threads."""
 
     def __init__(self, path, mode, threads):
         import onnxruntime
 
-        def session(count):
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = count
-            options.inter_op_num_threads = 1
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
         many = mode == "throughput"
-        self.sessions = [session(1 if many else threads) for _ in range(threads if many else 1)]
-        self.input = self.sessions[0].get_inputs()[0].name
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1 if many else threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.input = self.session.get_inputs()[0].name
+        self.callers = threads if many else 1
 
     def runners(self):
-        return [lambda tile, s=s: s.run(None, {self.input: tile})[0] for s in self.sessions]
+        return [lambda tile: self.session.run(None, {self.input: tile})[0]] * self.callers
 
 
 class OpenVino:

@@ -70,7 +70,7 @@ pub(super) enum Work {
         dst: Place,
     },
     Conv {
-        kernel: Conv2d,
+        kernel: Box<Conv2d>,
         sources: Vec<Place>,
         out: Out,
     },
@@ -427,7 +427,7 @@ impl Prepare<'_> {
                 let sources = op.inputs.iter().map(|input| self.place(input.buffer)).collect();
                 let out = self.out(&op, found)?;
                 let rows = kernel.spec().out_height();
-                (Work::Conv { kernel, sources, out }, rows)
+                (Work::Conv { kernel: Box::new(kernel), sources, out }, rows)
             }
             Core::Map if is_kernel_map(&op, &self.graph.buffers) => {
                 let found = legalise::epilogue(&op.steps, Lead::Factor);
