@@ -1,8 +1,11 @@
 //! The memory that all operators of a session read and write.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::Range;
 use std::ptr::NonNull;
+
+use tract_onnx::prelude::TractResult;
+use tract_onnx::tract_core::internal::anyhow;
 
 use crate::engine::fused::ALIGNMENT;
 
@@ -18,6 +21,7 @@ pub(super) struct Place {
 /// One block of memory, shared by the threads that run one tile.
 pub(super) struct Arena {
     start: NonNull<u8>,
+    layout: Layout,
     bytes: usize,
 }
 
@@ -29,26 +33,30 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     /// A zeroed arena of `bytes` bytes.
-    pub(super) fn new(bytes: usize) -> Self {
-        let layout = Self::layout(bytes);
+    ///
+    /// # Errors
+    /// When the system has not that much memory.
+    pub(super) fn new(bytes: usize) -> TractResult<Self> {
+        let refuse = || anyhow!("{bytes} bytes of memory for one tile are more than there is");
+        let layout = Self::layout(bytes).ok_or_else(refuse)?;
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc_zeroed(layout) };
-        match NonNull::new(start) {
-            Some(start) => Self { start, bytes },
-            None => handle_alloc_error(layout),
-        }
+        let start = NonNull::new(start).ok_or_else(refuse)?;
+        Ok(Self { start, layout, bytes })
     }
 
-    fn layout(bytes: usize) -> Layout {
-        // Rounded up so that it is never empty; the size was computed from buffers in memory.
-        Layout::from_size_align(bytes.next_multiple_of(ALIGNMENT).max(ALIGNMENT), ALIGNMENT)
-            .unwrap_or_else(|_| panic!("an arena of {bytes} bytes"))
+    /// Never empty.
+    fn layout(bytes: usize) -> Option<Layout> {
+        let size = bytes.checked_next_multiple_of(ALIGNMENT)?.max(ALIGNMENT);
+        Layout::from_size_align(size, ALIGNMENT).ok()
     }
 
     fn at<T>(&self, place: Place, range: &Range<usize>) -> *mut T {
         assert!(range.start <= range.end && range.end <= place.len);
         assert!(place.offset.is_multiple_of(ALIGNMENT));
-        assert!(place.offset + place.len * size_of::<T>() <= self.bytes);
+        let end =
+            place.len.checked_mul(size_of::<T>()).and_then(|len| len.checked_add(place.offset));
+        assert!(end.is_some_and(|end| end <= self.bytes));
         // SAFETY: checked above that the element lies in the arena.
         unsafe { self.start.as_ptr().add(place.offset).cast::<T>().add(range.start) }
     }
@@ -86,6 +94,6 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with the same layout.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.bytes)) }
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }

@@ -79,8 +79,11 @@ impl std::fmt::Debug for CpuState {
 
 impl Clone for CpuState {
     /// A session of its own: sessions keep nothing from one run to the next.
+    ///
+    /// # Panics
+    /// When there is no memory for it, as for any other clone.
     fn clone(&self) -> Self {
-        let session = self.session.again();
+        let session = self.session.again().unwrap_or_else(|problem| panic!("{problem}"));
         Self { session, runnable: self.runnable.clone() }
     }
 }

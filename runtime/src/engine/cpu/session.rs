@@ -31,7 +31,7 @@ impl CpuSession {
     /// When the system gives no thread, or tract no state.
     pub(super) fn new(program: Arc<Program>, threads: usize) -> TractResult<Self> {
         let threads = threads.max(1);
-        let arena = Arc::new(Arena::new(program.arena_bytes));
+        let arena = Arc::new(Arena::new(program.arena_bytes)?);
         let broken = Arc::new(AtomicBool::new(false));
         let states = program.tract_ops().map(|op| op.plan.spawn()).collect::<TractResult<_>>()?;
         let team = if threads == 1 {
@@ -64,16 +64,19 @@ impl CpuSession {
     }
 
     /// Another session of the same program on one thread.
-    pub(super) fn again(&self) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub(super) fn again(&self) -> TractResult<Self> {
+        Ok(Self {
             program: Arc::clone(&self.program),
-            arena: Arc::new(Arena::new(self.program.arena_bytes)),
+            arena: Arc::new(Arena::new(self.program.arena_bytes)?),
             scratch: vec![0.0; self.program.scratch],
             states: self.states.clone(),
             team: None,
             broken: Arc::default(),
             threads: 1,
-        }
+        })
     }
 
     /// Copies `bytes` into input `k`.

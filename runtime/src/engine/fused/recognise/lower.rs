@@ -448,6 +448,7 @@ impl Lower<'_> {
                 value.element
             );
             ids.insert(id, buffers.len());
+            check_size(&value.dims)?;
             buffers.push(BufferSpec {
                 name: value.name.clone(),
                 element: value.element,
@@ -494,6 +495,15 @@ impl Lower<'_> {
     }
 }
 
+/// Largest buffer in elements, far from where sizes in bytes would overflow.
+const MAX_LEN: usize = 1 << 31;
+
+fn check_size(dims: &[usize]) -> TractResult<()> {
+    let len = dims.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim));
+    ensure!(len.is_some_and(|len| len <= MAX_LEN), "a value of shape {dims:?} is too large");
+    Ok(())
+}
+
 /// Types that buffers can have.
 fn is_supported(element: DatumType) -> bool {
     [
@@ -522,6 +532,7 @@ pub(in super::super) fn whole(model: TypedModel) -> TractResult<FusedGraph> {
                 .shape
                 .as_concrete()
                 .with_context(|| format!("{outlet:?} has a shape that depends on the data"))?;
+            check_size(&shape)?;
             ids.push(buffers.len());
             shapes.push(shape.to_vec());
             ensure!(
