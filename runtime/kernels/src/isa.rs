@@ -22,8 +22,8 @@ pub enum Isa {
     NeonDot,
     /// NeonDot with 8-bit matrix products (SMMLA).
     NeonI8mm,
-    /// Neon with half-precision arithmetic: float maps and weights are kept in 16 bits, which rounds more coarsely.
-    /// Used only when asked for by name.
+    /// Neon with half-precision arithmetic: convolutions keep weights and what they read in 16 bits, which rounds more
+    /// coarsely ([`ConvAlgorithm::GemmHalf`](crate::ConvAlgorithm::GemmHalf)). Used only when asked for by name.
     NeonFp16,
 }
 

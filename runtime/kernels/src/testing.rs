@@ -16,7 +16,7 @@ pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
 
 /// Every float instruction set of this machine. Those that only add integer instructions run the same float kernels.
 pub(crate) fn instruction_sets() -> Vec<Isa> {
-    let same = [Isa::AvxVnni, Isa::Avx512Vnni, Isa::NeonDot, Isa::NeonI8mm, Isa::NeonFp16];
+    let same = [Isa::AvxVnni, Isa::Avx512Vnni, Isa::NeonDot, Isa::NeonI8mm];
     Isa::available().into_iter().filter(|i| !same.contains(i)).collect()
 }
 

@@ -3,12 +3,15 @@
 use super::{ConvAlgorithm, ConvSpec, winograd};
 use crate::Isa;
 
-/// F(4x4) wins wherever it fits, down to 7x7 maps of 64 channels and 56x56 of 16.
-pub(super) fn algorithm(spec: &ConvSpec) -> ConvAlgorithm {
+/// F(4x4) wins wherever it fits, down to 7x7 maps of 64 channels and 56x56 of 16. Half precision doubles the products a
+/// cycle, which is less than F(4x4) saves in single.
+pub(super) fn algorithm(isa: Isa, spec: &ConvSpec) -> ConvAlgorithm {
     if spec.depthwise {
         ConvAlgorithm::Depthwise
     } else if winograd::fits(spec) {
         ConvAlgorithm::Winograd4
+    } else if isa == Isa::NeonFp16 {
+        ConvAlgorithm::GemmHalf
     } else {
         ConvAlgorithm::Gemm
     }

@@ -1,10 +1,12 @@
-//! Convolution as a matrix product whose left side is read where it lies: a table of pointers says where each pixel's
-//! taps are, and padding points at zeros.
+//! Convolution as a matrix product whose left side is read where it lies.
 #![expect(unsafe_op_in_unsafe_fn, reason = "pointer arithmetic on slices that Conv2d::run checked")]
 
 use std::ops::Range;
 
-use super::ConvSpec;
+use super::{
+    ConvSpec,
+    taps::{Group, Taps},
+};
 use crate::{
     Isa,
     aligned::Aligned,
@@ -23,10 +25,7 @@ pub(super) struct GemmConv {
     weights: Aligned,
     bias: Aligned,
     zeros: Aligned,
-    /// Taps along a kernel row lie one after the other in memory, so a kernel row is one segment where it is inside.
-    contiguous: bool,
-    /// Segments' lengths: kernel rows first, then taps by source.
-    lengths: Vec<usize>,
+    taps: Taps,
 }
 
 impl GemmConv {
@@ -41,21 +40,13 @@ impl GemmConv {
             weights[(n * channels + c) * kh * kw + tap]
         };
         matrix::pack(&panels, lanes, k, weight, packed.as_mut_slice());
-        let contiguous =
-            spec.sources.len() == 1 && spec.dilation[1] == 1 && !spec.sources[0].upsample;
-        let mut lengths = Vec::new();
-        if contiguous {
-            lengths.extend(std::iter::repeat_n(kw * channels, kh));
-        }
-        lengths.extend((0..kh * kw).flat_map(|_| spec.sources.iter().map(|s| s.channels)));
         Self {
             bias: matrix::pad_bias(&panels, lanes, bias),
             panels,
             lanes,
             weights: packed,
             zeros: Aligned::zeroed(spec.sources.iter().map(|s| s.channels).max().unwrap_or(0)),
-            contiguous,
-            lengths,
+            taps: Taps::new(spec, true),
         }
     }
 
@@ -63,13 +54,9 @@ impl GemmConv {
         (self.weights.len() + self.bias.len() + self.zeros.len()) * size_of::<f32>()
     }
 
-    /// Pointers a chunk takes.
-    fn table_len(&self, spec: &ConvSpec) -> usize {
-        CHUNK * spec.kernel[0] * spec.kernel[1] * spec.sources.len()
-    }
-
     pub(super) fn scratch_len(&self, spec: &ConvSpec) -> usize {
-        (self.table_len(spec) * size_of::<*const f32>()).div_ceil(size_of::<f32>())
+        let pointers = CHUNK * spec.kernel[0] * spec.kernel[1] * spec.sources.len();
+        (pointers * size_of::<*const f32>()).div_ceil(size_of::<f32>())
     }
 
     /// # Safety
@@ -100,78 +87,6 @@ struct Run<'a> {
     rows: Range<usize>,
 }
 
-/// Where a group of pixels' taps are: pointers in the table from `table` on, and which segments they are.
-#[derive(Clone, Copy, Default)]
-struct Group {
-    rows: usize,
-    table: usize,
-    segments: usize,
-    first_length: usize,
-}
-
-impl Run<'_> {
-    /// Fills the table for output pixels `first..first + rows` counted from the first row of all.
-    #[inline(always)]
-    unsafe fn point(&self, first: usize, rows: usize, table: usize) -> Group {
-        let (s, conv) = (self.spec, self.conv);
-        let width = s.out_width();
-        let ([kh, kw], [sy, sx], [dy, dx]) = (s.kernel, s.stride, s.dilation);
-        let mut to = self.table.add(table);
-        let (y0, x0) = (first / width, first % width);
-        let top = y0 * sy;
-        let left = x0 * sx;
-        // One row of the output, every tap within the map's width, the map read in one piece along a kernel row.
-        let inside = conv.contiguous
-            && x0 + rows <= width
-            && left >= s.padding[1]
-            && (x0 + rows - 1) * sx + kw <= s.width + s.padding[1]
-            && top >= s.padding[0]
-            && top + (kh - 1) * dy < s.height + s.padding[0];
-        if inside {
-            let channels = s.sources[0].channels;
-            let corner = ((top - s.padding[0]) * s.width + left - s.padding[1]) * channels;
-            for ky in 0..kh {
-                let from = self.sources[0].add(corner + ky * dy * s.width * channels);
-                for r in 0..rows {
-                    to.add(r).write(from.add(r * sx * channels));
-                }
-                to = to.add(rows);
-            }
-            return Group { rows, table, segments: kh, first_length: 0 };
-        }
-        let mut corners = [(0usize, 0usize); MOST_ROWS];
-        for (r, corner) in corners.iter_mut().enumerate().take(rows) {
-            let pixel = first + r;
-            *corner = (
-                (pixel / width * sy).wrapping_sub(s.padding[0]),
-                (pixel % width * sx).wrapping_sub(s.padding[1]),
-            );
-        }
-        for ky in 0..kh {
-            for kx in 0..kw {
-                for (source, from) in s.sources.iter().zip(self.sources) {
-                    let shift = usize::from(source.upsample);
-                    for (r, corner) in corners.iter().enumerate().take(rows) {
-                        let (y, x) =
-                            (corner.0.wrapping_add(ky * dy), corner.1.wrapping_add(kx * dx));
-                        let inside = y < s.height && x < s.width;
-                        let at =
-                            ((y >> shift) * (s.width >> shift) + (x >> shift)) * source.channels;
-                        to.add(r).write(if inside {
-                            from.add(at)
-                        } else {
-                            self.conv.zeros.as_ptr()
-                        });
-                    }
-                    to = to.add(rows);
-                }
-            }
-        }
-        let segments = kh * kw * s.sources.len();
-        Group { rows, table, segments, first_length: if conv.contiguous { kh } else { 0 } }
-    }
-}
-
 impl Kernel for Run<'_> {
     type Output = ();
 
@@ -184,14 +99,16 @@ impl Kernel for Run<'_> {
         let taps = s.kernel[0] * s.kernel[1] * s.sources.len();
         let k = s.kernel[0] * s.kernel[1] * s.in_channels();
         let clip = self.finish.only_clip();
+        let maps = (self.sources, conv.zeros.as_ptr());
         let mut tile = [0.0f32; MOST_ROWS * MOST_COLUMNS];
         for chunk in matrix::parts(origin..self.rows.end * width, CHUNK / MOST_ROWS * S::ROWS) {
             let count = groups(chunk.len(), S::ROWS);
             let mut list = [Group::default(); CHUNK / MOST_ROWS];
             for (i, group) in list.iter_mut().enumerate().take(count) {
-                let (from, to) =
-                    (group_start(chunk.len(), count, i), group_start(chunk.len(), count, i + 1));
-                *group = self.point(chunk.start + from, to - from, from * taps);
+                let from = group_start(chunk.len(), count, i);
+                let rows = group_start(chunk.len(), count, i + 1) - from;
+                *group =
+                    conv.taps.point(s, maps, (chunk.start + from, rows), (self.table, from * taps));
             }
             let mut weights = conv.weights.as_ptr();
             for panel in &conv.panels {
@@ -205,7 +122,7 @@ impl Kernel for Run<'_> {
                         columns: panel.columns,
                         a: self.table.add(group.table),
                         row_stride: group.rows,
-                        k: conv.lengths.as_ptr().add(group.first_length),
+                        k: conv.taps.lengths(group),
                         segments: group.segments,
                         b: weights,
                         bias: conv.bias.as_ptr().add(panel.start),

@@ -3,9 +3,12 @@
 mod choose;
 mod depthwise;
 mod gemm;
+#[cfg(target_arch = "aarch64")]
+mod half;
 #[cfg(test)]
 mod reference;
 mod spec;
+mod taps;
 #[cfg(test)]
 mod tests;
 mod transform;
@@ -30,6 +33,8 @@ use crate::{
 pub enum ConvAlgorithm {
     /// A matrix product over the taps, read where they lie. Any shape but depthwise.
     Gemm,
+    /// The same with weights, maps and products in half precision ([`Isa::NeonFp16`]): a relative error of about 1e-3.
+    GemmHalf,
     /// Winograd F(2x2, 3x3): 3x3 kernels of stride 1.
     Winograd2,
     /// Winograd F(4x4, 3x3): 3x3 kernels of stride 1.
@@ -43,6 +48,7 @@ impl ConvAlgorithm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Gemm => "gemm",
+            Self::GemmHalf => "half-precision gemm",
             Self::Winograd2 => "winograd 2x2",
             Self::Winograd4 => "winograd 4x4",
             Self::Depthwise => "depthwise",
@@ -53,6 +59,8 @@ impl ConvAlgorithm {
 #[derive(Debug)]
 enum Prepared {
     Gemm(GemmConv),
+    #[cfg(target_arch = "aarch64")]
+    Half(half::HalfConv),
     Winograd(Winograd),
     Depthwise(Depthwise),
 }
@@ -79,7 +87,7 @@ impl Conv2d {
         bias: Option<&[f32]>,
     ) -> Result<Self, KernelError> {
         spec.check()?;
-        Self::with_algorithm(isa, spec, weights, bias, choose::algorithm(spec))
+        Self::with_algorithm(isa, spec, weights, bias, choose::algorithm(isa, spec))
     }
 
     /// The same with the algorithm named.
@@ -112,6 +120,10 @@ impl Conv2d {
             ConvAlgorithm::Gemm if !spec.depthwise => {
                 Prepared::Gemm(GemmConv::new(isa, spec, weights, bias))
             }
+            #[cfg(target_arch = "aarch64")]
+            ConvAlgorithm::GemmHalf if !spec.depthwise && isa == Isa::NeonFp16 => {
+                Prepared::Half(half::HalfConv::new(isa, spec, weights, bias))
+            }
             ConvAlgorithm::Winograd2 if winograd::fits(spec) => {
                 Prepared::Winograd(Winograd::new(isa, spec, winograd::Size::Two, weights, bias))
             }
@@ -123,7 +135,7 @@ impl Conv2d {
             }
             _ => {
                 return Err(KernelError::Shape(format!(
-                    "convolution: {} cannot compute kernel {:?}, stride {:?}, dilation {:?}, depthwise {}, enlarged \
+                    "convolution: {} on {isa} cannot compute kernel {:?}, stride {:?}, dilation {:?}, depthwise {}, enlarged \
                      sources {}; choose another algorithm",
                     algorithm.name(),
                     spec.kernel,
@@ -161,6 +173,8 @@ impl Conv2d {
     pub fn weight_bytes(&self) -> usize {
         match &self.prepared {
             Prepared::Gemm(c) => c.weight_bytes(),
+            #[cfg(target_arch = "aarch64")]
+            Prepared::Half(c) => c.weight_bytes(),
             Prepared::Winograd(c) => c.weight_bytes(),
             Prepared::Depthwise(c) => c.weight_bytes(),
         }
@@ -184,6 +198,8 @@ impl Conv2d {
     fn algorithm_scratch(&self) -> usize {
         let len = match &self.prepared {
             Prepared::Gemm(c) => c.scratch_len(&self.spec),
+            #[cfg(target_arch = "aarch64")]
+            Prepared::Half(_) => half::HalfConv::scratch_len(&self.spec),
             Prepared::Winograd(c) => c.scratch_len(),
             Prepared::Depthwise(_) => 0,
         };
@@ -194,7 +210,7 @@ impl Conv2d {
     pub fn row_unit(&self) -> usize {
         match &self.prepared {
             Prepared::Winograd(c) => c.size().out(),
-            Prepared::Gemm(_) | Prepared::Depthwise(_) => 1,
+            _ => 1,
         }
     }
 
@@ -310,6 +326,8 @@ impl Conv2d {
         unsafe {
             match &self.prepared {
                 Prepared::Gemm(c) => c.run(self.isa, s, maps, finish, scratch, rows),
+                #[cfg(target_arch = "aarch64")]
+                Prepared::Half(c) => c.run(self.isa, s, maps, finish, scratch, rows),
                 Prepared::Winograd(c) => c.run(self.isa, s, maps, finish, scratch, rows),
                 Prepared::Depthwise(c) => c.run(self.isa, s, (maps[0], s.height), finish, rows),
             }
