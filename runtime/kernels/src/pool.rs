@@ -146,50 +146,64 @@ pub(crate) struct Moments<'a> {
     pub variance: Option<&'a mut [f32]>,
 }
 
-/// Pixels whose sum is taken by itself, so that rounding grows with the square root of the map's size.
+/// Pixels whose moments are taken by themselves, while they are in the first-level cache.
 const RUN: usize = 64;
 
-/// Sum over pixels of a function of one vector of channels.
+/// Sum over `pixels` of a function of one vector of channels; two sums hide the latency of the addition.
 #[inline(always)]
 unsafe fn sum_over_pixels<S: Simd>(
-    from: *const f32,
+    (from, stride, n): (*const f32, usize, usize),
     pixels: usize,
-    stride: usize,
-    n: usize,
     f: impl Fn(S::V) -> S::V,
 ) -> S::V {
-    let mut total = S::zero();
-    for start in (0..pixels).step_by(RUN) {
-        // Two sums hide the latency of the addition.
-        let mut sums = [S::zero(); 2];
-        for p in start..pixels.min(start + RUN) {
-            let at = from.add(p * stride);
-            let v = if n == S::LANES { S::load(at) } else { S::load_first(at, n) };
-            sums[p % 2] = S::add(sums[p % 2], f(v));
-        }
-        total = S::add(total, S::add(sums[0], sums[1]));
+    let read = |p: usize| {
+        let at = from.add(p * stride);
+        if n == S::LANES { S::load(at) } else { S::load_first(at, n) }
+    };
+    let mut sums = [S::zero(); 2];
+    for p in (0..pixels - pixels % 2).step_by(2) {
+        sums = [S::add(sums[0], f(read(p))), S::add(sums[1], f(read(p + 1)))];
     }
-    total
+    if pixels % 2 == 1 {
+        sums[0] = S::add(sums[0], f(read(pixels - 1)));
+    }
+    S::add(sums[0], sums[1])
 }
 
 impl Kernel for Moments<'_> {
     type Output = ();
 
+    /// Each run's mean and squared distances, joined as Chan, Golub and LeVeque do ("Updating Formulae and a Pairwise
+    /// Algorithm for Computing Sample Variances", 1979): one pass over memory, and no difference of large squares.
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let pixels = self.src.len() / self.stride;
-        let share = S::splat(1.0 / pixels as f32);
         for c in (0..self.channels.len()).step_by(S::LANES) {
             let n = S::LANES.min(self.channels.len() - c);
             let from = self.src.as_ptr().add(self.channels.start + c);
-            let mean = S::mul(share, sum_over_pixels::<S>(from, pixels, self.stride, n, |v| v));
+            let (mut mean, mut squares) = (S::zero(), S::zero());
+            for start in (0..pixels).step_by(RUN) {
+                let count = RUN.min(pixels - start);
+                let part = (from.add(start * self.stride), self.stride, n);
+                let part_mean =
+                    S::mul(S::splat(1.0 / count as f32), sum_over_pixels::<S>(part, count, |v| v));
+                let distance = S::sub(part_mean, mean);
+                let share = count as f32 / (start + count) as f32;
+                if self.variance.is_some() {
+                    let part_squares = sum_over_pixels::<S>(part, count, |v| {
+                        let d = S::sub(v, part_mean);
+                        S::mul(d, d)
+                    });
+                    let between =
+                        S::mul(S::splat(start as f32 * share), S::mul(distance, distance));
+                    squares = S::add(squares, S::add(part_squares, between));
+                }
+                mean = S::mul_add(S::splat(share), distance, mean);
+            }
             S::store_first(self.mean.as_mut_ptr().add(c), n, mean);
             if let Some(variance) = &mut self.variance {
-                let squares = sum_over_pixels::<S>(from, pixels, self.stride, n, |v| {
-                    let d = S::sub(v, mean);
-                    S::mul(d, d)
-                });
-                S::store_first(variance.as_mut_ptr().add(c), n, S::mul(share, squares));
+                let variance = variance.as_mut_ptr().add(c);
+                S::store_first(variance, n, S::mul(S::splat(1.0 / pixels as f32), squares));
             }
         }
     }
