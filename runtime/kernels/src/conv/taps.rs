@@ -94,10 +94,11 @@ impl Taps {
                     for (r, corner) in corners.iter().enumerate().take(rows) {
                         let (y, x) =
                             (corner.0.wrapping_add(ky * dy), corner.1.wrapping_add(kx * dx));
-                        let inside = y < s.height && x < s.width;
-                        let pixel = (y >> shift) * (s.width >> shift) + (x >> shift);
-                        to.add(r).write(if inside {
-                            from.add(pixel * source.channels)
+                        to.add(r).write(if y < s.height && x < s.width {
+                            from.add(
+                                ((y >> shift) * (s.width >> shift) + (x >> shift))
+                                    * source.channels,
+                            )
                         } else {
                             zeros
                         });
