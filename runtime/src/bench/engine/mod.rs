@@ -209,7 +209,8 @@ fn one_by_one(
             break;
         }
     }
-    Ok(summary(times, start.elapsed(), cpu))
+    let spent = process::cpu_ms().zip(cpu).map(|(after, before)| after - before);
+    Ok(summary(times, start.elapsed(), spent))
 }
 
 /// A session for each thread.
@@ -224,7 +225,7 @@ fn side_by_side(
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
                 let barrier = &barrier;
-                scope.spawn(move || -> Result<Vec<f64>> {
+                scope.spawn(move || -> Result<(Vec<f64>, Option<f64>)> {
                     let mut values = vec![];
                     let warm = engine.session().and_then(|mut session| {
                         session.predict_into(&tiles[0], &mut values)?;
@@ -232,7 +233,7 @@ fn side_by_side(
                     });
                     barrier.wait();
                     let mut session = warm?;
-                    let start = Instant::now();
+                    let (cpu, start) = (process::thread_cpu_ms(), Instant::now());
                     let mut times = vec![];
                     for tile in tiles.iter().cycle().skip(thread % tiles.len()) {
                         let began = Instant::now();
@@ -242,25 +243,30 @@ fn side_by_side(
                             break;
                         }
                     }
-                    Ok(times)
+                    // A thread's time is gone with the thread.
+                    let cpu =
+                        process::thread_cpu_ms().zip(cpu).map(|(after, before)| after - before);
+                    Ok((times, cpu))
                 })
             })
             .collect();
         barrier.wait();
-        let (cpu, start) = (process::cpu_ms(), Instant::now());
-        let mut times = vec![];
+        let start = Instant::now();
+        let (mut times, mut cpu) = (vec![], Some(0.0));
         for worker in workers {
             let outcome = worker.join().unwrap_or_else(|_| {
                 Err(Error::Engine { engine: engine.name(), problem: "a worker panicked".into() })
             });
-            times.extend(outcome?);
+            let (more, spent) = outcome?;
+            times.extend(more);
+            cpu = cpu.zip(spent).map(|(sum, spent)| sum + spent);
         }
         Ok(summary(times, start.elapsed(), cpu))
     })
 }
 
-fn summary(mut times: Vec<f64>, wall: Duration, cpu_before: Option<f64>) -> Tiles {
-    let cpu = process::cpu_ms().zip(cpu_before).map(|(after, before)| after - before);
+/// `cpu` is the processor time of all tiles together.
+fn summary(mut times: Vec<f64>, wall: Duration, cpu: Option<f64>) -> Tiles {
     let tiles = times.len() as u64;
     Tiles {
         tiles,

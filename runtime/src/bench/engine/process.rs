@@ -1,5 +1,7 @@
 //! What the operating system knows of this process. Linux only; elsewhere nothing is told.
 
+use std::path::Path;
+
 /// Largest resident memory until now in KiB.
 pub(crate) fn peak_memory_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -7,13 +9,22 @@ pub(crate) fn peak_memory_kib() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Processor time of all threads until now in milliseconds, exact to a few.
+/// Processor time in milliseconds of all threads that there are now.
 pub(crate) fn cpu_ms() -> Option<f64> {
-    let mut nanoseconds = 0u64;
+    let mut total = 0.0;
     for task in std::fs::read_dir("/proc/self/task").ok()? {
-        let path = task.ok()?.path().join("schedstat");
-        let text = std::fs::read_to_string(path).ok()?;
-        nanoseconds += text.split_whitespace().next()?.parse::<u64>().ok()?;
+        total += schedstat(&task.ok()?.path().join("schedstat"))?;
     }
+    Some(total)
+}
+
+/// Processor time of this thread in milliseconds.
+pub(crate) fn thread_cpu_ms() -> Option<f64> {
+    schedstat(Path::new("/proc/thread-self/schedstat"))
+}
+
+fn schedstat(path: &Path) -> Option<f64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let nanoseconds: u64 = text.split_whitespace().next()?.parse().ok()?;
     Some(nanoseconds as f64 / 1e6)
 }
