@@ -251,7 +251,7 @@ fn objective(settings: &ObjectiveSettings, genes: &[&str]) -> Result<Objective> 
         tissue: Fraction::ZERO,
         // The slide's finest scale is filled in when it is known.
         rescan: (settings.rescans > 0)
-            .then(|| Rescan { scale: UmPerPx(1), most: settings.rescans }),
+            .then_some(Rescan { scale: UmPerPx(1), most: settings.rescans }),
         refocus,
         stop: settings.stop_after.map(|hot| Stop { hot }),
     })
