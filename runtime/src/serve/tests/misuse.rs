@@ -183,7 +183,7 @@ fn a_scan_goes_on_beside_clients_that_misbehave() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let noise: Vec<u8> = (0..100_000u32).map(|k| (k * 7919 >> 3) as u8).collect();
+            let noise: Vec<u8> = (0..100_000u32).map(|k| ((k * 7919) >> 3) as u8).collect();
             let mut open = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 // Noise, silence, and more links than are allowed.
