@@ -88,6 +88,18 @@ fn check_inputs(maps: &[Flow], foundation: Option<&Features>, config: &HeadConfi
     Ok(())
 }
 
+/// Mean and standard deviation of every channel of a map, `[N, 2 C]`.
+fn statistics(graph: &mut Graph, name: &str, map: &Flow) -> Value {
+    graph.scoped(name, |graph| {
+        let mean = graph.spatial_mean("mean", &map.value);
+        let deviation = graph.spatial_std("std", &map.value);
+        let both = graph.concat("both", &[&mean, &deviation], 1);
+        // A factor still to be applied is positive, so it is the deviation's, too.
+        let scale = graph.scalar("scale", map.scale);
+        graph.mul("scaled", &both, &scale)
+    })
+}
+
 /// What a member gives to its output: features, and their weights `[outputs, width]`.
 struct Member {
     terms: Vec<(Features, Vec<f32>)>,
@@ -100,13 +112,18 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// z_diff: every branch's pooled output, side by side.
+    /// z_diff: every branch's pooled output, then the maps' statistics, side by side.
     fn pool(&self, graph: &mut Graph, maps: &[Flow]) -> Result<Option<Features>> {
         let mut pooled = Vec::with_capacity(maps.len());
         for (index, map) in maps.iter().enumerate() {
             pooled.push(self.branch(graph, &format!("block{}", index + 1), map)?);
         }
-        let width = pooled.len() * self.config.branch_out;
+        if self.config.map_statistics {
+            for (index, map) in maps.iter().enumerate() {
+                pooled.push(statistics(graph, &format!("statistics{}", index + 1), map));
+            }
+        }
+        let width = self.config.diffusion_width();
         let pooled: Vec<&Value> = pooled.iter().collect();
         Ok(match pooled.as_slice() {
             [] => None,
@@ -471,6 +488,15 @@ mod tests {
             shape["linear_skip"] = true.into();
             shape["components"] = 2.into();
             shape["members"] = 3.into();
+        });
+        agrees_with_training(|shape| {
+            shape["map_statistics"] = true.into();
+            shape["standardized"] = true.into();
+            shape["members"] = 2.into();
+        });
+        agrees_with_training(|shape| {
+            shape["map_statistics"] = true.into();
+            shape["foundation_dim"] = 0.into();
         });
         agrees_with_training(|shape| {
             shape["branch_channels"] = serde_json::json!([]);

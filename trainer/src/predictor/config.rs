@@ -33,6 +33,10 @@ pub struct HeadConfig {
     /// Foundation features; 0 for a head without an encoder.
     pub foundation_dim: usize,
     // ----
+    /// Whether z_diff also holds the mean and standard deviation of every channel of the maps
+    /// themselves: the branches' normalisation takes a tile's overall level and contrast away.
+    #[serde(default)]
+    pub map_statistics: bool,
     /// Whether z_fm and z_diff are standardised with constants of the training tiles.
     #[serde(default)]
     pub standardized: bool,
@@ -91,7 +95,8 @@ impl HeadConfig {
 
     /// Width of z_diff.
     pub fn diffusion_width(&self) -> usize {
-        self.branch_channels.len() * self.branch_out
+        let statistics = if self.map_statistics { 2 } else { 0 };
+        self.branch_channels.iter().map(|channels| self.branch_out + statistics * channels).sum()
     }
 
     /// Width of z_fm as the fusion sees it.

@@ -159,6 +159,7 @@ mod tests {
             branch_out: D,
             groups: 1,
             foundation_dim: F,
+            map_statistics: false,
             standardized: false,
             projected: false,
             foundation_width: None,

@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use super::config::HeadConfig;
 use super::fusion::Fusion;
 use super::masks::Masks;
-use super::msfe::Branch;
+use super::msfe::{Branch, statistics};
 use super::parameters;
 use crate::Result;
 use crate::diffusion::Weights;
@@ -220,11 +220,16 @@ impl Head {
         &self.config
     }
 
-    /// z_diff [N, levels x branch_out] before its standardisation; absent for a head without
+    /// z_diff [N, [`HeadConfig::diffusion_width`]] before its standardisation: the branches'
+    /// outputs, then the maps' own statistics where the head uses them; absent for a head without
     /// diffusion features.
     pub fn pool(&self, maps: &[Tensor<4>]) -> Option<Tensor<2>> {
-        let pooled: Vec<_> =
+        let mut pooled: Vec<_> =
             self.block.iter().zip(maps).map(|(branch, map)| branch.forward(map.clone())).collect();
+        if self.config.map_statistics {
+            let maps = maps.iter().take(self.block.len());
+            pooled.extend(maps.map(|map| statistics(map.clone())));
+        }
         (!pooled.is_empty()).then(|| Tensor::cat(pooled, 1))
     }
 

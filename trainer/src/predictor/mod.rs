@@ -16,4 +16,4 @@ pub mod parameters;
 pub use config::HeadConfig;
 pub use fusion::{Fusion, FusionKind};
 pub use head::{CONFIG_FILE, Head, Inputs, Member, Standardization, Start, WEIGHTS_FILE};
-pub use msfe::Branch;
+pub use msfe::{Branch, statistics};

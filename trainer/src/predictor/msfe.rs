@@ -1,4 +1,4 @@
-//! MSFE-Net: one small branch per level of the U-Net's decoder.
+//! MSFE-Net: one small branch per level of the U-Net's decoder, and plain statistics of a level.
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -35,4 +35,14 @@ impl Branch {
         let [_, channels, height, width] = activated.dims();
         activated.reshape([images, channels, height * width]).mean_dim(2).squeeze_dim(2)
     }
+}
+
+/// Mean, then standard deviation (divided by their number) over the positions of every channel:
+/// [N, C, H, W] to [N, 2 C].
+pub fn statistics(features: Tensor<4>) -> Tensor<2> {
+    let [images, channels, height, width] = features.dims();
+    let values = features.reshape([images, channels, height * width]);
+    let mean = values.clone().mean_dim(2);
+    let deviation = (values - mean.clone()).square().mean_dim(2).sqrt();
+    Tensor::cat(vec![mean.squeeze_dim(2), deviation.squeeze_dim(2)], 1)
 }

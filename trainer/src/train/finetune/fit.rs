@@ -399,6 +399,7 @@ fn provisional(config: &HeadConfig) -> HeadConfig {
     HeadConfig {
         foundation_dim: 0,
         foundation_width: None,
+        map_statistics: false,
         standardized: false,
         activated: false,
         hidden: Vec::new(),

@@ -21,6 +21,8 @@ pub struct Recipe {
     pub branch_out: usize,
     /// Groups of the branches' normalisation.
     pub groups: usize,
+    /// Give z_diff the mean and standard deviation of every channel of the U-Net's maps, too.
+    pub map_statistics: bool,
     /// Standardise features with constants of the training tiles.
     pub standardized: bool,
     /// Width that foundation features are brought to before the fusion.
@@ -98,6 +100,7 @@ impl Default for Recipe {
             c_learnable: true,
             branch_out: 128,
             groups: 32,
+            map_statistics: false,
             standardized: false,
             foundation_width: None,
             activated: false,
@@ -195,6 +198,7 @@ impl Recipe {
             branch_out: self.branch_out,
             groups: self.groups,
             foundation_dim,
+            map_statistics: self.map_statistics,
             standardized: self.standardized,
             projected: false,
             foundation_width: self.foundation_width,
