@@ -18,6 +18,14 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// Part of a slide cannot be decoded; the rest may be.
+    #[error("slide {path}: {problem}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which part, what is wrong and what to do.
+        problem: String,
+    },
     /// The model file cannot be used.
     #[error("model {path}: {problem}")]
     Model {

@@ -33,6 +33,16 @@ assert len(parquet) == len(csv) == adata.n_obs == len(geojson["features"]) == co
 assert list(adata.var_names) == genes
 assert list(parquet.columns[-len(genes):]) == genes == list(csv.columns[-len(genes):])
 
+# Columns of the user's own file of centres, between the fixed ones and the genes.
+fixed = ["id", "x", "y", "width", "height", "tissue", "confidence"]
+given = list(parquet.columns[len(fixed) : len(parquet.columns) - len(genes)])
+assert list(parquet.columns[: len(fixed)]) == fixed == list(csv.columns[: len(fixed)])
+texts = pd.read_csv(directory / f"{stem}.csv", dtype=str, keep_default_na=False)
+for column in given:
+    values = list(parquet[column])
+    assert values == list(texts[column]) == list(adata.obs[column.replace("/", "_")].astype(str))
+    assert values == [f["properties"]["metadata"][column] for f in geojson["features"]]
+
 expression = np.asarray(adata.X)
 assert expression.dtype == np.float32 and np.isfinite(expression).all()
 np.testing.assert_array_equal(parquet[genes].to_numpy(), expression)
@@ -76,6 +86,7 @@ if len(sys.argv) > 4:
 print(json.dumps({
     "tiles": count,
     "genes": len(genes),
+    "given": {column: list(parquet[column]) for column in given},
     "complete": run["complete"],
     "pictures": sorted(p.name for p in directory.glob("*.png")),
     "ids": list(map(str, parquet["id"])),

@@ -24,12 +24,50 @@ fn a_truncated_slide() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("cut.svs");
     let bytes = std::fs::read(data("cmu-1-small-region.svs")).unwrap();
-    for length in [bytes.len() / 2, 5000, 9] {
+    for length in [bytes.len() - 1, bytes.len() / 2, 5000, 9] {
         std::fs::write(&path, &bytes[..length]).unwrap();
         let (run, left) = predict(&path, &[]);
         run.fails_saying(&["cut.svs"]);
         nothing_whole(&left);
     }
+}
+
+#[test]
+fn a_damaged_place_in_the_middle_of_a_slide() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("scratched.svs");
+    let mut bytes = std::fs::read(data("cmu-1-small-region.svs")).unwrap();
+    // The JPEG tiles of level 0 come first; one of them, with tissue, loses its Huffman codes.
+    let starts: Vec<usize> =
+        (0..1_200_000).filter(|&at| bytes[at..at + 3] == [0xFF, 0xD8, 0xFF]).collect();
+    assert!(starts.len() > 100);
+    let at = starts[64];
+    bytes[at + 40..at + 400].fill(0xFF);
+    std::fs::write(&path, &bytes).unwrap();
+    let output = directory.path().join("out");
+    let run = Run::of(
+        program("diffbulk")
+            .arg("predict")
+            .arg(&path)
+            .arg("-o")
+            .arg(&output)
+            .args(["--genes", "CD74"]),
+    );
+    let printed = run.ok();
+    assert!(printed.contains("the slide is damaged there"), "{printed}");
+    let report = std::fs::read(output.join("run.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!(report["complete"], true);
+    let tiles = &report["tiles"];
+    let count = |name: &str| tiles[name].as_u64().unwrap();
+    assert!((1..=9).contains(&count("damaged")), "{tiles}");
+    assert!(count("predicted") > 20, "{tiles}");
+    assert_eq!(count("damaged") + count("predicted") + count("skipped"), count("total"));
+    let named = report["damaged"].as_array().unwrap();
+    assert_eq!(named.len() as u64, count("damaged"));
+    assert!(named[0]["problem"].as_str().unwrap().contains("of level 0"), "{named:?}");
+    let csv = std::fs::read_to_string(output.join("scratched.csv")).unwrap();
+    assert!(!csv.contains(&format!("{},", named[0]["id"].as_str().unwrap())), "{csv}");
 }
 
 #[test]

@@ -128,6 +128,9 @@ fn summary(report: &RunReport, directory: &Path) -> String {
         report.model.version,
         tiles.skipped,
     );
+    if tiles.damaged > 0 {
+        let _ = write!(text, ", {} left out (the slide is damaged there)", tiles.damaged);
+    }
     if tiles.resumed > 0 {
         let _ = write!(text, ", {} taken over from an earlier run", tiles.resumed);
     }
@@ -145,7 +148,7 @@ fn summary(report: &RunReport, directory: &Path) -> String {
             report.top_genes.iter().map(|top| format!("{} {:.2}", top.gene, top.mean)).collect();
         let _ = writeln!(text, "highest means ({}): {}", report.model.unit, genes.join(", "));
     }
-    if tiles.predicted == 0 {
+    if tiles.predicted == 0 && tiles.damaged == 0 {
         text.push_str(
             "no tile holds enough tissue; if the slide does have tissue, lower --min-tissue\n",
         );

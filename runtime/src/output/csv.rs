@@ -3,25 +3,28 @@
 //! Every number has the fewest digits that read back as the same float.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::atomic::{AtomicFile, explain, explain_any};
-use super::columns::{FIXED, check, gene_columns};
-use super::{Context, Row, Sink};
+use super::columns::{FIXED, Names, check};
+use super::{Context, Given, Row, Sink};
 use crate::{Error, Result};
 
 struct CsvSink {
     writer: csv::Writer<AtomicFile>,
     path: PathBuf,
     genes: usize,
+    given: Arc<Given>,
 }
 
 pub(super) fn open(context: &Context) -> Result<Box<dyn Sink>> {
     let path = context.file(".csv");
     let mut writer = csv::Writer::from_writer(AtomicFile::create(&path)?);
-    let genes = gene_columns(&context.genes);
-    let header = FIXED.iter().copied().chain(genes.iter().map(String::as_str));
-    writer.write_record(header).map_err(|e| failure(&path, e))?;
-    Ok(Box::new(CsvSink { writer, path, genes: genes.len() }))
+    let names = Names::new(context);
+    let others = names.given.iter().chain(&names.genes).map(String::as_str);
+    writer.write_record(FIXED.iter().copied().chain(others)).map_err(|e| failure(&path, e))?;
+    let genes = context.genes.len();
+    Ok(Box::new(CsvSink { writer, path, genes, given: context.given.clone() }))
 }
 
 impl Sink for CsvSink {
@@ -29,8 +32,11 @@ impl Sink for CsvSink {
         check(row, self.genes, &self.path)?;
         let tile = &row.tile;
         let numbers = [tile.x, tile.y, tile.side, tile.side].map(number);
-        let floats = [row.tissue, row.confidence].into_iter().chain(row.expression.iter().copied());
-        let fields = std::iter::once(tile.id.clone()).chain(numbers).chain(floats.map(number));
+        let quality = [row.tissue, row.confidence].map(number);
+        let fixed = std::iter::once(tile.id.clone()).chain(numbers).chain(quality);
+        let given = self.given.values(tile).map(str::to_owned);
+        let genes = row.expression.iter().copied().map(number);
+        let fields = fixed.chain(given).chain(genes);
         self.writer.write_record(fields).map_err(|e| failure(&self.path, e))
     }
 
@@ -77,6 +83,21 @@ mod tests {
         assert_eq!(number(-0.0f32), "-0");
     }
 
+    #[test]
+    fn the_users_columns_are_kept_as_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = testing::context_with_given(directory.path(), &["ERBB2"]);
+        let path = written(&context, &[testing::row(0, 1), testing::row(2, 1)]);
+        let mut reader = csv::Reader::from_path(path).unwrap();
+        let header = reader.headers().unwrap().clone();
+        assert_eq!(
+            header.iter().skip(6).collect::<Vec<_>>(),
+            ["confidence", "x_given", "region/part", "ERBB2"]
+        );
+        let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
+        assert_eq!((&rows[1][7], &rows[1][8]), ("02", "zone \"2\""));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -95,7 +116,7 @@ mod tests {
             row.expression[0] = value;
             let path = written(&context, &[row]);
             let mut reader = csv::Reader::from_path(path).unwrap();
-            prop_assert_eq!(&reader.headers().unwrap()[7], &gene_columns(&context.genes)[0]);
+            prop_assert_eq!(&reader.headers().unwrap()[7], &Names::new(&context).genes[0]);
             let record = reader.records().next().unwrap().unwrap();
             prop_assert_eq!(&record[0], &id);
             prop_assert_eq!(record[1].parse::<f64>().unwrap().to_bits(), x.to_bits());

@@ -3,19 +3,22 @@
 //! Each feature is a QuPath tile object with its measurements; one feature a line, so the file can
 //! also be searched line by line. A value that is not finite is left out, since JSON has none.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::atomic::{AtomicFile, explain};
-use super::columns::{check, gene_columns, provenance};
-use super::{Context, Row, Sink};
+use super::columns::{Names, check, provenance};
+use super::{Context, Given, Row, Sink};
 use crate::{Error, Result};
 
 struct GeoJsonSink {
     file: AtomicFile,
     path: PathBuf,
-    genes: Vec<String>,
+    names: Names,
+    given: Arc<Given>,
     rows: u64,
     line: Vec<u8>,
 }
@@ -29,8 +32,8 @@ pub(super) fn open(context: &Context) -> Result<Box<dyn Sink>> {
         .map_err(|e| Error::output(&path, e.to_string()))?;
     head.extend_from_slice(b",\"features\":[");
     file.put(&head)?;
-    let genes = gene_columns(&context.genes);
-    Ok(Box::new(GeoJsonSink { file, path, genes, rows: 0, line: Vec::new() }))
+    let (names, given) = (Names::new(context), context.given.clone());
+    Ok(Box::new(GeoJsonSink { file, path, names, given, rows: 0, line: Vec::new() }))
 }
 
 #[derive(serde::Serialize)]
@@ -52,6 +55,9 @@ struct Properties<'a> {
     object_type: &'static str,
     name: &'a str,
     is_locked: bool,
+    /// What the user's file says of the tile, as QuPath's own text entries.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<&'a str, &'a str>,
     measurements: Measurements<'a>,
 }
 
@@ -91,7 +97,7 @@ impl Serialize for Number {
 
 impl Sink for GeoJsonSink {
     fn push(&mut self, row: &Row) -> Result<()> {
-        check(row, self.genes.len(), &self.path)?;
+        check(row, self.names.genes.len(), &self.path)?;
         let (left, top) = (row.tile.x, row.tile.y);
         let (right, bottom) = (left + row.tile.side, top + row.tile.side);
         let corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)];
@@ -111,7 +117,14 @@ impl Sink for GeoJsonSink {
                 object_type: "tile",
                 name: &row.tile.id,
                 is_locked: true,
-                measurements: Measurements { genes: &self.genes, row },
+                metadata: self
+                    .names
+                    .given
+                    .iter()
+                    .map(String::as_str)
+                    .zip(self.given.values(&row.tile))
+                    .collect(),
+                measurements: Measurements { genes: &self.names.genes, row },
             },
         };
         self.line.clear();
@@ -167,6 +180,15 @@ mod tests {
     }
 
     #[test]
+    fn the_users_columns_are_metadata() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = testing::context_with_given(directory.path(), &["ERBB2"]);
+        let json = written(&context, &[testing::row(1, 1)]);
+        let metadata = &json["features"][0]["properties"]["metadata"];
+        assert_eq!(*metadata, serde_json::json!({"x_given": "01", "region/part": "zone \"1\""}));
+    }
+
+    #[test]
     fn what_json_cannot_hold_is_left_out_or_refused() {
         let directory = tempfile::tempdir().unwrap();
         let context = testing::context(directory.path(), &["A", "B"]);
@@ -191,7 +213,7 @@ mod tests {
             let json = written(&context, &[row]);
             let properties = &json["features"][0]["properties"];
             prop_assert_eq!(&properties["name"], &id);
-            let column = &gene_columns(&context.genes)[0];
+            let column = &Names::new(&context).genes[0];
             prop_assert_eq!(properties["measurements"][column].as_f64().unwrap() as f32, 1.0 / 3.0);
         }
     }

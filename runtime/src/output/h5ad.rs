@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use super::columns::{check, provenance};
+use super::columns::{Names, check, provenance};
 use super::{Context, Row, Sink};
 use crate::Result;
 use crate::anndata::{AnnData, Column, Embedding, RowSpool, Value};
@@ -22,6 +22,8 @@ struct H5adSink {
     centres: Vec<f64>,
     tissue: Vec<f32>,
     confidence: Vec<f32>,
+    /// One list a column of the user's file.
+    given: Vec<Vec<String>>,
 }
 
 pub(super) fn open(context: &Context) -> Result<Box<dyn Sink>> {
@@ -37,6 +39,7 @@ pub(super) fn open(context: &Context) -> Result<Box<dyn Sink>> {
         centres: Vec::new(),
         tissue: Vec::new(),
         confidence: Vec::new(),
+        given: vec![Vec::new(); context.given.columns.len()],
     }))
 }
 
@@ -54,11 +57,15 @@ impl Sink for H5adSink {
         self.centres.extend([cx, cy]);
         self.tissue.push(row.tissue);
         self.confidence.push(row.confidence);
+        for (column, value) in self.given.iter_mut().zip(self.context.given.values(tile)) {
+            column.push(value.replace('\0', ""));
+        }
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Result<Vec<PathBuf>> {
-        let Self { path, context, rows, ids, x, y, side, centres, tissue, confidence } = *self;
+        let Self { path, context, rows, ids, x, y, side, centres, tissue, confidence, given } =
+            *self;
         let uns = vec![
             ("diffbulk".to_owned(), notes(&context)),
             ("spatial".to_owned(), overview(&context, &side)),
@@ -69,17 +76,22 @@ impl Sink for H5adSink {
             .iter()
             .map(|gene| context.model.gene_pearson.get(gene).copied().unwrap_or(f64::NAN))
             .collect();
+        let mut obs: Vec<(String, Column)> = vec![
+            ("x".into(), Column::Float(x)),
+            ("y".into(), Column::Float(y)),
+            ("width".into(), Column::Float(side.clone())),
+            ("height".into(), Column::Float(side)),
+            ("um_per_px".into(), Column::Float(scale)),
+            ("tissue".into(), Column::Float32(tissue)),
+            ("confidence".into(), Column::Float32(confidence)),
+        ];
+        // A slash would make a group of a name.
+        let names =
+            Names::new(&context).given.into_iter().map(|name| name.replace(['/', '\0'], "_"));
+        obs.extend(names.zip(given.into_iter().map(Column::Text)));
         let tables = AnnData {
             obs_names: ids,
-            obs: vec![
-                ("x".into(), Column::Float(x)),
-                ("y".into(), Column::Float(y)),
-                ("width".into(), Column::Float(side.clone())),
-                ("height".into(), Column::Float(side)),
-                ("um_per_px".into(), Column::Float(scale)),
-                ("tissue".into(), Column::Float32(tissue)),
-                ("confidence".into(), Column::Float32(confidence)),
-            ],
+            obs,
             var_names: context.genes,
             var: vec![("held_out_pearson".into(), Column::Float(pearson))],
             obsm: vec![Embedding { name: "spatial".into(), width: 2, values: centres }],
@@ -160,5 +172,20 @@ mod tests {
             panic!()
         };
         assert!(notes.contains(&("model".to_owned(), Value::Text("test-model".into()))));
+    }
+
+    #[test]
+    fn the_users_columns_are_of_the_observations() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = testing::context_with_given(directory.path(), &["ERBB2"]);
+        let mut sink = open(&context).unwrap();
+        (0..3).for_each(|index| sink.push(&testing::row(index, 1)).unwrap());
+        let data = AnnData::read_h5ad(&sink.finish().unwrap()[0]).unwrap();
+        let text = |column: &str| match data.obs_column(column) {
+            Some(Column::Text(values)) => values.clone(),
+            other => panic!("{column}: {other:?}"),
+        };
+        assert_eq!(text("x_given"), ["00", "01", "02"]);
+        assert_eq!(text("region_part")[2], "zone \"2\"");
     }
 }

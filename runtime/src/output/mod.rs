@@ -17,6 +17,7 @@ mod parquet;
 mod testing;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -35,6 +36,24 @@ pub struct Row {
     pub confidence: f32,
     /// One value per gene of [`Context::genes`].
     pub expression: Vec<f32>,
+}
+
+/// What the user's file of tile centres says of every tile beside its place, as written there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Names of the columns.
+    pub columns: Vec<String>,
+    /// One value a column, for every tile by its index.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Given {
+    /// The values of a tile, one a column.
+    pub fn values<'a>(&'a self, tile: &crate::tiling::Tile) -> impl Iterator<Item = &'a str> {
+        let row = usize::try_from(tile.index).ok().and_then(|index| self.rows.get(index));
+        let value = move |column| row.and_then(|row| row.get(column)).map_or("", String::as_str);
+        (0..self.columns.len()).map(value)
+    }
 }
 
 /// What every sink knows before the first row.
@@ -63,6 +82,8 @@ pub struct Context {
     pub thumbnail: image::RgbImage,
     /// Level-0 px per thumbnail px.
     pub thumbnail_downsample: f64,
+    /// Columns of the user's file of tile centres, which every table keeps.
+    pub given: Arc<Given>,
 }
 
 /// Writes rows into one file format. The file appears under its final name only in

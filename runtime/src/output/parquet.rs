@@ -16,8 +16,8 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::{ColumnPath, PrimitiveTypeBuilder, Type};
 
 use super::atomic::{AtomicFile, explain_any};
-use super::columns::{FIXED, check, gene_columns, provenance};
-use super::{Context, Row, Sink};
+use super::columns::{FIXED, Names, check, provenance};
+use super::{Context, Given, Row, Sink};
 use crate::{Error, Result};
 
 /// Bytes of gene values kept in memory before a row group is written.
@@ -33,15 +33,20 @@ struct ParquetSink {
     ids: Vec<ByteArray>,
     /// x, y, width, height.
     places: [Vec<f64>; 4],
-    /// tissue, confidence, then the genes.
-    values: Vec<Vec<f32>>,
+    /// tissue and confidence.
+    quality: [Vec<f32>; 2],
+    /// One list a column of the user's file of tile centres.
+    given: Vec<Vec<ByteArray>>,
+    given_values: Arc<Given>,
+    /// One list a gene.
+    expression: Vec<Vec<f32>>,
 }
 
 pub(super) fn open(context: &Context) -> Result<Box<dyn Sink>> {
     let path = context.file(".parquet");
     let file = AtomicFile::create(&path)?;
     let genes = context.genes.len();
-    let writer = schema(&context.genes)
+    let writer = schema(context)
         .and_then(|schema| {
             SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties(context)))
         })
@@ -52,23 +57,34 @@ pub(super) fn open(context: &Context) -> Result<Box<dyn Sink>> {
         group_rows: (GROUP_BYTES / (4 * genes.max(1))).clamp(1, GROUP_ROWS),
         ids: Vec::new(),
         places: Default::default(),
-        values: vec![Vec::new(); genes + 2],
+        quality: Default::default(),
+        given: vec![Vec::new(); context.given.columns.len()],
+        given_values: context.given.clone(),
+        expression: vec![Vec::new(); genes],
     }))
 }
 
-fn schema(genes: &[String]) -> parquet::errors::Result<Type> {
+fn schema(context: &Context) -> parquet::errors::Result<Type> {
     let [id, places @ .., tissue, confidence] = FIXED;
-    let mut fields = vec![Arc::new(
-        column(id, Physical::BYTE_ARRAY)
+    let text = |name| {
+        column(name, Physical::BYTE_ARRAY)
             .with_logical_type(Some(LogicalType::String))
             .with_converted_type(ConvertedType::UTF8)
-            .build()?,
-    )];
+            .build()
+            .map(Arc::new)
+    };
+    let mut fields = vec![text(id)?];
     for name in places {
         fields.push(Arc::new(column(name, Physical::DOUBLE).build()?));
     }
-    let genes = gene_columns(genes);
-    for name in [tissue, confidence].into_iter().chain(genes.iter().map(String::as_str)) {
+    for name in [tissue, confidence] {
+        fields.push(Arc::new(column(name, Physical::FLOAT).build()?));
+    }
+    let names = Names::new(context);
+    for name in &names.given {
+        fields.push(text(name)?);
+    }
+    for name in &names.genes {
         fields.push(Arc::new(column(name, Physical::FLOAT).build()?));
     }
     Type::group_type_builder("tiles").with_fields(fields).build()
@@ -106,7 +122,13 @@ impl ParquetSink {
             for values in &self.places {
                 write_column::<DoubleType>(&mut group, values)?;
             }
-            for values in &self.values {
+            for values in &self.quality {
+                write_column::<FloatType>(&mut group, values)?;
+            }
+            for values in &self.given {
+                write_column::<ByteArrayType>(&mut group, values)?;
+            }
+            for values in &self.expression {
                 write_column::<FloatType>(&mut group, values)?;
             }
             group.close().map(drop)
@@ -114,7 +136,9 @@ impl ParquetSink {
         write(&mut self.writer).map_err(|e| failure(&self.path, e))?;
         self.ids.clear();
         self.places.iter_mut().for_each(Vec::clear);
-        self.values.iter_mut().for_each(Vec::clear);
+        self.quality.iter_mut().for_each(Vec::clear);
+        self.given.iter_mut().for_each(Vec::clear);
+        self.expression.iter_mut().for_each(Vec::clear);
         Ok(())
     }
 }
@@ -132,15 +156,20 @@ fn write_column<T: DataType>(
 
 impl Sink for ParquetSink {
     fn push(&mut self, row: &Row) -> Result<()> {
-        check(row, self.values.len() - 2, &self.path)?;
+        check(row, self.expression.len(), &self.path)?;
         let tile = &row.tile;
         self.ids.push(ByteArray::from(tile.id.as_str()));
         for (column, value) in self.places.iter_mut().zip([tile.x, tile.y, tile.side, tile.side]) {
             column.push(value);
         }
-        let values = [row.tissue, row.confidence].into_iter().chain(row.expression.iter().copied());
-        for (column, value) in self.values.iter_mut().zip(values) {
+        for (column, value) in self.quality.iter_mut().zip([row.tissue, row.confidence]) {
             column.push(value);
+        }
+        for (column, value) in self.given.iter_mut().zip(self.given_values.values(tile)) {
+            column.push(ByteArray::from(value));
+        }
+        for (column, value) in self.expression.iter_mut().zip(&row.expression) {
+            column.push(*value);
         }
         if self.ids.len() >= self.group_rows { self.write_group() } else { Ok(()) }
     }
@@ -194,6 +223,20 @@ mod tests {
     }
 
     #[test]
+    fn the_users_columns_are_text_before_the_genes() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = testing::context_with_given(directory.path(), &["ERBB2"]);
+        let mut sink = open(&context).unwrap();
+        (0..3).for_each(|index| sink.push(&testing::row(index, 1)).unwrap());
+        let path = sink.finish().unwrap().remove(0);
+        let reader = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+        let row = reader.get_row_iter(None).unwrap().nth(1).unwrap().unwrap();
+        assert_eq!(row.get_string(7).unwrap(), "01");
+        assert_eq!(row.get_string(8).unwrap(), "zone \"1\"");
+        assert_eq!(row.get_float(9).unwrap(), testing::row(1, 1).expression[0]);
+    }
+
+    #[test]
     fn big_panels_make_several_groups() {
         let directory = tempfile::tempdir().unwrap();
         let genes: Vec<String> = (0..30).map(|g| format!("G{g}")).collect();
@@ -202,7 +245,7 @@ mod tests {
         let path = context.file(".parquet");
         let writer = SerializedFileWriter::new(
             AtomicFile::create(&path).unwrap(),
-            Arc::new(schema(&context.genes).unwrap()),
+            Arc::new(schema(&context).unwrap()),
             Arc::new(properties(&context)),
         )
         .unwrap();
@@ -212,7 +255,10 @@ mod tests {
             group_rows: 16,
             ids: Vec::new(),
             places: Default::default(),
-            values: vec![Vec::new(); 32],
+            quality: Default::default(),
+            given: Vec::new(),
+            given_values: Arc::default(),
+            expression: vec![Vec::new(); 30],
         });
         for index in 0..40 {
             sink.push(&testing::row(index, 30)).unwrap();

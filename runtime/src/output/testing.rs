@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::{Context, Row};
+use super::{Context, Given, Row};
 use crate::model::{Metadata, Provenance, SCHEMA_VERSION};
 use crate::slide::{Level, SlideInfo};
 use crate::tiling::Tile;
@@ -57,6 +58,7 @@ pub(super) fn context(directory: &Path, genes: &[&str]) -> Context {
         um_per_px: 0.5,
         thumbnail: image::RgbImage::from_pixel(200, 150, image::Rgb([230, 200, 220])),
         thumbnail_downsample: 10.0,
+        given: Arc::default(),
     }
 }
 
@@ -75,4 +77,11 @@ pub(super) fn row(index: u64, genes: usize) -> Row {
         confidence: 0.1 + index as f32 / 1000.0,
         expression: (0..genes).map(|g| (index as f32 + 1.0) / (g as f32 + 3.0)).collect(),
     }
+}
+
+/// A context whose tiles come from a file with two columns beside the positions.
+pub(super) fn context_with_given(directory: &Path, genes: &[&str]) -> Context {
+    let rows = (0..3).map(|i| vec![format!("0{i}"), format!("zone \"{i}\"")]).collect();
+    let given = Given { columns: vec!["x".into(), "region/part".into()], rows };
+    Context { given: Arc::new(given), ..context(directory, genes) }
 }

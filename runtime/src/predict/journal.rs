@@ -5,20 +5,21 @@
 //! stop the file is still there, and a run with the same settings continues behind its last whole
 //! row. Each frame is `length (u32 LE) | CRC-32 of the payload (u32 LE) | payload`, so a tail that
 //! was torn by a kill or a power cut is recognised and cut off. The first frame is the
-//! [`Settings`] as JSON, every other one a row.
+//! [`Settings`] as JSON, every other one an [`Outcome`]: a row, or a tile that is damaged.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use super::pipeline::{DamagedTile, Outcome};
 use crate::output::Row;
 use crate::output::atomic::explain;
 use crate::tiling::Tile;
 use crate::{Error, Result};
 
 /// First bytes of the file; the last one is the version of the format.
-const MAGIC: [u8; 8] = *b"DBROWS\r\x01";
+const MAGIC: [u8; 8] = *b"DBROWS\r\x02";
 
 /// Longest frame that is believed; a longer one is a damaged length.
 const MAX_FRAME: u32 = 1 << 26;
@@ -33,6 +34,7 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     rows: u64,
+    damaged: u64,
     last_index: Option<u64>,
     resumed: u64,
     /// Reused between rows.
@@ -77,6 +79,7 @@ impl Journal {
             path: path.to_owned(),
             file,
             rows: 0,
+            damaged: 0,
             last_index: None,
             resumed: 0,
             frame: Vec::new(),
@@ -92,26 +95,38 @@ impl Journal {
         self.rows
     }
 
+    /// Damaged tiles in the journal.
+    pub fn damaged(&self) -> u64 {
+        self.damaged
+    }
+
     /// Rows that were there when it was opened.
     pub fn resumed(&self) -> u64 {
         self.resumed
     }
 
-    /// Tile index of the last row.
+    /// Index of the last tile, predicted or damaged.
     pub fn last_index(&self) -> Option<u64> {
         self.last_index
     }
 
-    /// Appends one row; it survives the death of this process from here on.
-    pub fn push(&mut self, row: &Row) -> Result<()> {
+    /// Appends what became of a tile; it survives the death of this process from here on.
+    pub fn push(&mut self, outcome: &Outcome) -> Result<()> {
         let mut frame = std::mem::take(&mut self.frame);
-        encode(row, &mut frame);
+        encode_outcome(outcome, &mut frame);
         let result = self.write_frame(&frame);
         self.frame = frame;
         result?;
-        self.rows += 1;
-        self.last_index = Some(row.tile.index);
+        self.count(outcome);
         Ok(())
+    }
+
+    fn count(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Row(_) => self.rows += 1,
+            Outcome::Damaged(_) => self.damaged += 1,
+        }
+        self.last_index = Some(outcome.tile().index);
     }
 
     /// Makes the rows survive a power cut too.
@@ -119,11 +134,11 @@ impl Journal {
         self.file.sync_data().map_err(|error| explain(&self.path, error))
     }
 
-    /// Calls `each` with every row, in the order they were pushed.
+    /// Calls `each` with every outcome, in the order they were pushed.
     ///
     /// # Errors
     /// The first error of `each`, or when the journal cannot be read back.
-    pub fn for_each(&mut self, mut each: impl FnMut(Row) -> Result<()>) -> Result<()> {
+    pub fn for_each(&mut self, mut each: impl FnMut(Outcome) -> Result<()>) -> Result<()> {
         let damaged = || Error::output(&self.path, "cannot be read back; run again with --restart");
         let io = |error| explain(&self.path, error);
         self.file.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -133,9 +148,9 @@ impl Journal {
         let mut payload = Vec::new();
         // The settings.
         read_frame(&mut reader, &mut payload).map_err(io)?.ok_or_else(damaged)?;
-        for _ in 0..self.rows {
+        for _ in 0..self.rows + self.damaged {
             read_frame(&mut reader, &mut payload).map_err(io)?.ok_or_else(damaged)?;
-            each(decode(&payload).ok_or_else(damaged)?)?;
+            each(decode_outcome(&payload).ok_or_else(damaged)?)?;
         }
         self.file.seek(SeekFrom::End(0)).map_err(io)?;
         Ok(())
@@ -188,16 +203,15 @@ impl Journal {
             ));
         }
         let mut whole = MAGIC.len() as u64 + first;
-        let (mut rows, mut last_index) = (0, None);
+        let (mut outcomes, mut last_index) = ([0, 0], None);
         while let Some(length) = read_frame(&mut reader, &mut payload).map_err(io)? {
-            // Rows come in tile order; anything else is not ours.
-            match decode(&payload) {
-                Some(row) if last_index.is_none_or(|last| row.tile.index > last) => {
-                    last_index = Some(row.tile.index);
-                }
+            // Tiles come in their order; anything else is not ours.
+            let outcome = match decode_outcome(&payload) {
+                Some(found) if last_index.is_none_or(|last| found.tile().index > last) => found,
                 _ => break,
-            }
-            rows += 1;
+            };
+            last_index = Some(outcome.tile().index);
+            outcomes[usize::from(matches!(outcome, Outcome::Damaged(_)))] += 1;
             whole += length;
         }
         drop(reader);
@@ -211,8 +225,8 @@ impl Journal {
         }
         self.file.set_len(whole).map_err(io)?;
         self.file.seek(SeekFrom::Start(whole)).map_err(io)?;
-        self.rows = rows;
-        self.resumed = rows;
+        [self.rows, self.damaged] = outcomes;
+        self.resumed = self.rows;
         self.last_index = last_index;
         Ok(true)
     }
@@ -287,6 +301,65 @@ pub(crate) fn finish_frame(frame: &mut [u8]) {
     head[4..].copy_from_slice(&crc32fast::hash(payload).to_le_bytes());
 }
 
+impl Outcome {
+    /// The tile it is about.
+    fn tile(&self) -> &Tile {
+        match self {
+            Self::Row(row) => &row.tile,
+            Self::Damaged(damaged) => &damaged.tile,
+        }
+    }
+}
+
+/// What stands in place of the index in a damaged tile's payload: no tile has it.
+const DAMAGED: u64 = u64::MAX;
+
+fn encode_outcome(outcome: &Outcome, frame: &mut Vec<u8>) {
+    let DamagedTile { tile, problem } = match outcome {
+        Outcome::Row(row) => return encode(row, frame),
+        Outcome::Damaged(damaged) => damaged,
+    };
+    frame.clear();
+    frame.resize(8, 0);
+    for value in [DAMAGED, tile.index] {
+        frame.extend_from_slice(&value.to_le_bytes());
+    }
+    for value in [tile.x, tile.y, tile.side] {
+        frame.extend_from_slice(&value.to_le_bytes());
+    }
+    for text in [&tile.id, problem] {
+        frame.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        frame.extend_from_slice(text.as_bytes());
+    }
+    finish_frame(frame);
+}
+
+fn decode_outcome(payload: &[u8]) -> Option<Outcome> {
+    let Some(mut bytes) = payload.strip_prefix(&DAMAGED.to_le_bytes()) else {
+        return decode(payload).map(Outcome::Row);
+    };
+    let index = u64::from_le_bytes(take(&mut bytes)?);
+    let x = f64::from_le_bytes(take(&mut bytes)?);
+    let y = f64::from_le_bytes(take(&mut bytes)?);
+    let side = f64::from_le_bytes(take(&mut bytes)?);
+    let mut text = || {
+        let length = u32::from_le_bytes(take(&mut bytes)?) as usize;
+        let (text, rest) = bytes.split_at_checked(length)?;
+        bytes = rest;
+        std::str::from_utf8(text).ok().map(str::to_owned)
+    };
+    let (id, problem) = (text()?, text()?);
+    let tile = Tile { index, id, x, y, side };
+    bytes.is_empty().then_some(Outcome::Damaged(DamagedTile { tile, problem }))
+}
+
+/// The first bytes, which are taken off.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = bytes.split_first_chunk::<N>()?;
+    *bytes = tail;
+    Some(*head)
+}
+
 pub(crate) fn encode(row: &Row, frame: &mut Vec<u8>) {
     frame.clear();
     frame.resize(8, 0);
@@ -306,11 +379,6 @@ pub(crate) fn encode(row: &Row, frame: &mut Vec<u8>) {
 }
 
 pub(crate) fn decode(payload: &[u8]) -> Option<Row> {
-    fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
-        let (head, tail) = bytes.split_first_chunk::<N>()?;
-        *bytes = tail;
-        Some(*head)
-    }
     let mut bytes = payload;
     let index = u64::from_le_bytes(take(&mut bytes)?);
     let x = f64::from_le_bytes(take(&mut bytes)?);
@@ -335,26 +403,28 @@ mod tests {
 
     use super::*;
 
-    fn row(index: u64) -> Row {
-        Row {
-            tile: Tile {
-                index,
-                id: format!("spot {index}"),
-                x: index as f64 * 1.5,
-                y: -2.0,
-                side: 224.0,
-            },
+    fn tile(index: u64) -> Tile {
+        Tile { index, id: format!("spot {index}"), x: index as f64 * 1.5, y: -2.0, side: 224.0 }
+    }
+
+    fn row(index: u64) -> Outcome {
+        Outcome::Row(Row {
+            tile: tile(index),
             tissue: 0.5,
             confidence: 0.25,
             expression: vec![index as f32, 1.0, f32::MIN_POSITIVE],
-        }
+        })
+    }
+
+    fn damaged(index: u64) -> Outcome {
+        Outcome::Damaged(DamagedTile { tile: tile(index), problem: "tile 7: broken".into() })
     }
 
     fn settings(model: &str) -> Settings {
         Settings::from([("model".into(), model.into()), ("genes".into(), "A,B,C".into())])
     }
 
-    fn rows(journal: &mut Journal) -> Vec<Row> {
+    fn rows(journal: &mut Journal) -> Vec<Outcome> {
         let mut rows = vec![];
         journal
             .for_each(|row| {
@@ -384,6 +454,20 @@ mod tests {
         assert_eq!(rows(&mut journal).len(), 5);
         journal.remove().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn damaged_tiles_are_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        write(&path, 2);
+        let mut journal = Journal::open(&path, &settings("m"), false).unwrap();
+        journal.push(&damaged(4)).unwrap();
+        drop(journal);
+        let mut journal = Journal::open(&path, &settings("m"), false).unwrap();
+        assert_eq!((journal.rows(), journal.damaged(), journal.last_index()), (2, 1, Some(4)));
+        journal.push(&row(5)).unwrap();
+        assert_eq!(rows(&mut journal), [row(0), row(1), damaged(4), row(5)]);
     }
 
     #[test]
@@ -463,7 +547,7 @@ mod tests {
 
         #[test]
         fn decoding_any_bytes_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
+            let _ = decode_outcome(&bytes);
         }
     }
 }

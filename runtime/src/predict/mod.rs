@@ -22,12 +22,13 @@ use std::time::{Instant, SystemTime};
 
 pub use progress::{NoProgress, Progress};
 pub use report::{
-    GeneMean, ModelReport, ProgramReport, RunReport, SlideReport, TileCounts, Timings,
+    DamagedReport, GeneMean, ModelReport, ProgramReport, RunReport, SlideReport, TileCounts,
+    Timings,
 };
 pub use tiles::TileSource;
 
 use self::journal::{Journal, Settings};
-use self::pipeline::{Job, Pipeline};
+use self::pipeline::{DamagedTile, Job, Outcome, Pipeline};
 pub(crate) use self::report::{Means, remove_outdated, rfc3339};
 use self::tiles::Tiles;
 use crate::engine;
@@ -254,10 +255,19 @@ impl<'a> Plan<'a> {
         let tissue_s = clock.elapsed().as_secs_f64();
 
         let clock = Instant::now();
-        progress.tiles(to_predict, journal.resumed());
+        progress.tiles(to_predict, journal.resumed() + journal.damaged());
         self.predict(journal, engine, wanted.clone(), stop, progress)?;
+        if journal.rows() == 0 && journal.damaged() > 0 && journal.damaged() == to_predict {
+            return Err(Error::slide(
+                self.slide.path(),
+                format!(
+                    "none of the {to_predict} tiles can be read, the file is damaged; copy or \
+                     download it again"
+                ),
+            ));
+        }
         let predict_s = clock.elapsed().as_secs_f64();
-        let complete = journal.rows() == to_predict;
+        let complete = journal.rows() + journal.damaged() == to_predict;
         if !complete && journal.rows() == 0 {
             return Err(Error::Interrupted);
         }
@@ -276,8 +286,9 @@ impl<'a> Plan<'a> {
             um_per_px: self.slide_report.um_per_px,
             thumbnail,
             thumbnail_downsample,
+            given: self.tiles.given(),
         };
-        let (files, means) = self.write(journal, &context)?;
+        let Written { files, means, damaged } = self.write(journal, &context)?;
         let write_s = clock.elapsed().as_secs_f64();
 
         // What a stopped run looked at ends with its last row.
@@ -303,10 +314,12 @@ impl<'a> Plan<'a> {
             tiles: TileCounts {
                 total: self.tiles.len(),
                 seen,
-                skipped: seen - predicted,
+                skipped: seen - predicted - damaged.len() as u64,
+                damaged: damaged.len() as u64,
                 predicted,
                 resumed: journal.resumed(),
             },
+            damaged,
             top_genes: means.top(&self.genes, TOP_GENES),
             timings: Timings {
                 open_s,
@@ -354,12 +367,16 @@ impl<'a> Plan<'a> {
             threads: self.request.threads,
             stop,
         };
-        pipeline.run(left, |row| {
-            journal.push(&row)?;
-            if journal.rows().is_multiple_of(ROWS_PER_SYNC) {
+        pipeline.run(left, |outcome| {
+            if let Outcome::Damaged(DamagedTile { tile, problem }) = &outcome {
+                tracing::warn!("tile {} is left out, the slide is damaged: {problem}", tile.id);
+            }
+            journal.push(&outcome)?;
+            let done = journal.rows() + journal.damaged();
+            if done.is_multiple_of(ROWS_PER_SYNC) {
                 journal.sync()?;
             }
-            progress.predicted(journal.rows());
+            progress.predicted(done);
             if stop.load(Ordering::Relaxed) {
                 progress.stopping();
             }
@@ -368,10 +385,27 @@ impl<'a> Plan<'a> {
         journal.sync()
     }
 
-    /// Streams the journal through every sink; the files made and the genes' means.
-    fn write(&self, journal: &mut Journal, context: &Context) -> Result<(Vec<PathBuf>, Means)> {
-        write_rows(&self.request.formats, context, |each| journal.for_each(each))
+    /// Streams the journal through every sink.
+    fn write(&self, journal: &mut Journal, context: &Context) -> Result<Written> {
+        let mut damaged = Vec::new();
+        let (files, means) = write_rows(&self.request.formats, context, |each| {
+            journal.for_each(|outcome| match outcome {
+                Outcome::Row(row) => each(row),
+                Outcome::Damaged(tile) => {
+                    damaged.push(DamagedReport::from(tile));
+                    Ok(())
+                }
+            })
+        })?;
+        Ok(Written { files, means, damaged })
     }
+}
+
+/// What came of writing.
+struct Written {
+    files: Vec<PathBuf>,
+    means: Means,
+    damaged: Vec<DamagedReport>,
 }
 
 /// Sends the rows that `rows` gives through a sink of every one of `formats`; the files made and

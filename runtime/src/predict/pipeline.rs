@@ -33,6 +33,24 @@ pub struct Job {
     pub tissue: f32,
 }
 
+/// What became of a tile.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// It was predicted.
+    Row(Row),
+    /// Its pixels cannot be decoded.
+    Damaged(DamagedTile),
+}
+
+/// A tile that was left out because the slide is damaged there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DamagedTile {
+    /// The tile.
+    pub tile: Tile,
+    /// Which part of the slide, and what is wrong with it.
+    pub problem: String,
+}
+
 /// What the stages need.
 pub struct Pipeline<'a> {
     /// Where the pixels come from.
@@ -52,12 +70,13 @@ pub struct Pipeline<'a> {
 }
 
 impl Pipeline<'_> {
-    /// Runs `jobs` and calls `write` with every row, in the order of the jobs, on this thread.
+    /// Runs `jobs` and calls `write` with what became of each, in their order, on this thread.
     /// When [`Pipeline::stop`] is set no new tile is started and those under way are finished.
     ///
     /// # Errors
-    /// The first error of any stage or of `write`; the rows before it have been written.
-    pub fn run<J>(&self, jobs: J, mut write: impl FnMut(Row) -> Result<()>) -> Result<()>
+    /// The first error of any stage or of `write`, damage of single tiles apart; the rows before
+    /// it have been written.
+    pub fn run<J>(&self, jobs: J, mut write: impl FnMut(Outcome) -> Result<()>) -> Result<()>
     where
         J: Iterator<Item = Job> + Send,
     {
@@ -72,7 +91,7 @@ impl Pipeline<'_> {
         }
         let (to_read, jobs_in) = bounded::<(u64, Job)>(threads);
         let (to_infer, read_in) = bounded::<(u64, Job, Vec<u8>)>(threads);
-        let (to_write, rows_in) = bounded::<(u64, Result<Row>)>(threads);
+        let (to_write, rows_in) = bounded::<(u64, Result<Outcome>)>(threads);
 
         std::thread::scope(|scope| {
             let stop = self.stop;
@@ -88,8 +107,8 @@ impl Pipeline<'_> {
             }
             // Only the threads hold the queues now: each stage ends when the one before it has.
             drop((jobs_in, to_infer, read_in, to_write));
-            let result = in_order(rows_in, |row| {
-                write(row)?;
+            let result = in_order(rows_in, |outcome| {
+                write(outcome)?;
                 let _ = ticket_back.try_send(());
                 Ok(())
             });
@@ -104,7 +123,7 @@ impl Pipeline<'_> {
         &self,
         jobs: &Receiver<(u64, Job)>,
         done: &Sender<(u64, Job, Vec<u8>)>,
-        failed: &Sender<(u64, Result<Row>)>,
+        left_out: &Sender<(u64, Result<Outcome>)>,
     ) {
         for (number, job) in jobs {
             let (x, y) = job.tile.centre();
@@ -112,7 +131,11 @@ impl Pipeline<'_> {
                 read_tile(self.slide, x, y, job.tile.side, self.tile_px)
             }) {
                 Ok(image) => done.send((number, job, image)).is_ok(),
-                Err(error) => failed.send((number, Err(error))).is_ok(),
+                Err(Error::Damaged { problem, .. }) => {
+                    let damaged = DamagedTile { tile: job.tile, problem };
+                    left_out.send((number, Ok(Outcome::Damaged(damaged)))).is_ok()
+                }
+                Err(error) => left_out.send((number, Err(error))).is_ok(),
             };
             if !sent {
                 return;
@@ -124,12 +147,12 @@ impl Pipeline<'_> {
         &self,
         mut session: Box<dyn Session>,
         tiles: &Receiver<(u64, Job, Vec<u8>)>,
-        done: &Sender<(u64, Result<Row>)>,
+        done: &Sender<(u64, Result<Outcome>)>,
     ) {
         for (number, job, image) in tiles {
             let values = caught("inference", &job, || session.predict(&image));
             let row = values.and_then(|values| self.row(job, &image, &values));
-            if done.send((number, row)).is_err() {
+            if done.send((number, row.map(Outcome::Row))).is_err() {
                 return;
             }
         }
@@ -189,15 +212,15 @@ fn produce(
 /// Hands rows on in the order of their numbers, which start at 0 without a gap. Takes the queue,
 /// so that it closes when this returns.
 fn in_order(
-    rows: Receiver<(u64, Result<Row>)>,
-    mut write: impl FnMut(Row) -> Result<()>,
+    rows: Receiver<(u64, Result<Outcome>)>,
+    mut write: impl FnMut(Outcome) -> Result<()>,
 ) -> Result<()> {
     let mut waiting = BTreeMap::new();
     let mut next = 0;
     for (number, row) in rows {
         waiting.insert(number, row);
-        while let Some(row) = waiting.remove(&next) {
-            write(row?)?;
+        while let Some(outcome) = waiting.remove(&next) {
+            write(outcome?)?;
             next += 1;
         }
     }
@@ -296,7 +319,8 @@ mod tests {
             stop: &stop,
         };
         let mut rows = vec![];
-        let result = pipeline.run(jobs(100), |row| {
+        let result = pipeline.run(jobs(100), |outcome| {
+            let Outcome::Row(row) = outcome else { panic!("nothing is damaged") };
             rows.push(row);
             if rows.len() as u64 == stop_after {
                 stop.store(true, Ordering::Relaxed);

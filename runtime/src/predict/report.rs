@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::journal::Settings;
+use super::pipeline::DamagedTile;
 
 /// Everything needed to know what a set of outputs is and to make it again.
 #[derive(Debug, Clone, Serialize)]
@@ -27,6 +28,8 @@ pub struct RunReport {
     pub genes: Vec<String>,
     /// Tile counts.
     pub tiles: TileCounts,
+    /// Tiles that could not be read because the slide is damaged there.
+    pub damaged: Vec<DamagedReport>,
     /// Genes with the highest mean over the predicted tiles, the highest first.
     pub top_genes: Vec<GeneMean>,
     /// Where the time went.
@@ -99,10 +102,33 @@ pub struct TileCounts {
     pub seen: u64,
     /// Of those, tiles left out because they hold too little tissue.
     pub skipped: u64,
+    /// Of those, tiles left out because the slide is damaged there.
+    pub damaged: u64,
     /// Of those, tiles predicted.
     pub predicted: u64,
     /// Of the predicted, those taken over from an earlier, unfinished run.
     pub resumed: u64,
+}
+
+/// A tile that was left out because the slide is damaged there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DamagedReport {
+    /// Its id.
+    pub id: String,
+    /// Left edge in level-0 px.
+    pub x: f64,
+    /// Top edge in level-0 px.
+    pub y: f64,
+    /// Side in level-0 px.
+    pub side: f64,
+    /// Which part of the slide, and what is wrong with it.
+    pub problem: String,
+}
+
+impl From<DamagedTile> for DamagedReport {
+    fn from(DamagedTile { tile, problem }: DamagedTile) -> Self {
+        Self { id: tile.id, x: tile.x, y: tile.y, side: tile.side, problem }
+    }
 }
 
 /// Mean of a gene over the predicted tiles.

@@ -207,6 +207,74 @@ fn given_centres_keep_their_order_and_ids() {
 }
 
 #[test]
+fn every_column_of_the_centres_is_in_the_tables() {
+    let bench = Bench::new();
+    let centres = bench.root.path().join("spots.tsv");
+    std::fs::write(&centres, "x\ty\tpixel_x\tpixel_y\tcluster\n1\t2\t300\t200\t007\n").unwrap();
+    let request = Request { tiles: TileSource::At(centres.clone()), ..bench.request("out") };
+    bench.run(&request).unwrap();
+    let csv = bench.csv("out");
+    let lines: Vec<&str> = csv.lines().collect();
+    assert!(lines[0].contains("confidence,x_given,y_given,cluster,RED"), "{csv}");
+    assert!(lines[1].starts_with("1x2,") && lines[1].contains(",1,2,007,"), "{csv}");
+    // Another value is another run.
+    bench.run_and_stop(&Request { restart: true, ..request.clone() }, 1);
+    std::fs::write(&centres, "x\ty\tpixel_x\tpixel_y\tcluster\n1\t2\t300\t200\t008\n").unwrap();
+    bench.run(&request).unwrap();
+    assert!(bench.csv("out").contains(",008,"));
+}
+
+/// The bench's picture as a TIFF of Deflate strips of one tile's height, one of them damaged.
+fn damaged_tiff(bench: &Bench, strip: usize) -> PathBuf {
+    let picture = image::open(bench.root.path().join("slide.png")).unwrap().into_rgb8();
+    let mut out = std::io::Cursor::new(Vec::new());
+    let mut encoder = tiff::encoder::TiffEncoder::new(&mut out)
+        .unwrap()
+        .with_compression(tiff::encoder::Compression::Deflate(Default::default()));
+    let mut image = encoder.new_image::<tiff::encoder::colortype::RGB8>(640, 320).unwrap();
+    image.rows_per_strip(TILE).unwrap();
+    image.write_data(&picture).unwrap();
+    let mut bytes = out.into_inner();
+    // Every strip begins with zlib's header.
+    let header = bytes[8..10].to_vec();
+    let starts: Vec<usize> =
+        (0..bytes.len() - 1).filter(|&at| bytes[at..at + 2] == header[..]).collect();
+    assert!(starts.len() >= 10);
+    let at = starts[strip] + 2;
+    bytes[at..at + 64].fill(0xFF);
+    let path = bench.root.path().join("damaged.tiff");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn damaged_tiles_are_left_out_counted_and_named() {
+    let bench = Bench::new();
+    bench.run(&bench.request("whole")).unwrap();
+    let request = Request { slide: damaged_tiff(&bench, 5), ..bench.request("out") };
+    let first = bench.run_and_stop(&request, 60);
+    assert!(!first.complete);
+    let report = bench.run(&request).unwrap();
+    assert!(report.complete, "{:?}", report.tiles);
+    let tiles = report.tiles;
+    assert_eq!(tiles.skipped + tiles.predicted + tiles.damaged, tiles.total);
+    // The damage is a strip across the whole slide; bare glass in it is not known to be bare.
+    assert_eq!((tiles.damaged, report.damaged.len()), (20, 20));
+    assert_eq!((report.damaged[3].id.as_str(), report.damaged[3].y), ("x3_y5", 160.0));
+    assert!(report.damaged[3].problem.contains("strip 5 of level 0"), "{:?}", report.damaged[3]);
+    // All others are as if nothing had happened.
+    let (whole, around) = (bench.csv("whole"), bench.csv("out"));
+    let whole: Vec<&str> = whole.lines().filter(|line| !line.contains("_y5,")).collect();
+    let shared = around.lines().filter(|line| whole.contains(line)).count();
+    assert!(shared as f64 > 0.9 * whole.len() as f64, "{shared} of {}", whole.len());
+    assert!(around.lines().all(|line| !line.contains("_y5,")));
+    let text = std::fs::read_to_string(request.directory.join(REPORT_FILE)).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["tiles"]["damaged"], 20);
+    assert_eq!(json["damaged"][0]["id"], "x0_y5");
+}
+
+#[test]
 fn unusable_requests_say_what_to_do() {
     let bench = Bench::new();
     let refused = |request: Request| bench.run(&request).unwrap_err().to_string();

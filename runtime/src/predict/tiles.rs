@@ -1,10 +1,12 @@
 //! Which tiles are looked at: a grid over the slide, or the centres a user gives.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::model::hex;
+use crate::output::Given;
 use crate::slide::SlideInfo;
 use crate::tiling::centres::Centres;
 use crate::tiling::{Grid, Tile};
@@ -26,8 +28,8 @@ pub enum TileSource {
 pub(super) enum Tiles {
     /// Made as they are asked for.
     Grid(Grid),
-    /// A user's list.
-    List(Vec<Tile>),
+    /// A user's list, with what else its file says of every tile.
+    List(Vec<Tile>, Arc<Given>),
 }
 
 impl Tiles {
@@ -40,14 +42,16 @@ impl Tiles {
                 Ok(Self::Grid(Grid::new(width, height, side, *overlap)?))
             }
             TileSource::At(path) => {
-                let tiles: Vec<Tile> = Centres::read(path)?.tiles(side).collect();
+                let centres = Centres::read(path)?;
+                let tiles: Vec<Tile> = centres.tiles(side).collect();
                 if tiles.is_empty() {
                     return Err(Error::Request(format!(
                         "{} lists no tile centres",
                         path.display()
                     )));
                 }
-                Ok(Self::List(tiles))
+                let rows = centres.centres.into_iter().map(|centre| centre.values).collect();
+                Ok(Self::List(tiles, Arc::new(Given { columns: centres.columns, rows })))
             }
         }
     }
@@ -56,7 +60,7 @@ impl Tiles {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Grid(grid) => grid.len(),
-            Self::List(tiles) => tiles.len() as u64,
+            Self::List(tiles, _) => tiles.len() as u64,
         }
     }
 
@@ -64,8 +68,16 @@ impl Tiles {
     pub(super) fn iter(&self) -> impl Iterator<Item = Tile> + Clone + Send + '_ {
         (0..self.len()).filter_map(|index| match self {
             Self::Grid(grid) => grid.tile(index),
-            Self::List(tiles) => tiles.get(usize::try_from(index).ok()?).cloned(),
+            Self::List(tiles, _) => tiles.get(usize::try_from(index).ok()?).cloned(),
         })
+    }
+
+    /// What a user's list says of its tiles beside their places; nothing on a grid.
+    pub(super) fn given(&self) -> Arc<Given> {
+        match self {
+            Self::Grid(_) => Arc::default(),
+            Self::List(_, given) => given.clone(),
+        }
     }
 
     /// False for a user's list, which is predicted whole.
@@ -83,8 +95,12 @@ impl Tiles {
                 grid.side(),
                 grid.stride()
             ),
-            Self::List(tiles) => {
+            Self::List(tiles, given) => {
                 let mut digest = Sha256::new();
+                for text in given.columns.iter().chain(given.rows.iter().flatten()) {
+                    digest.update((text.len() as u64).to_le_bytes());
+                    digest.update(text.as_bytes());
+                }
                 for tile in tiles {
                     digest.update(tile.x.to_le_bytes());
                     digest.update(tile.y.to_le_bytes());

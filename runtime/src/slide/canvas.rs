@@ -17,33 +17,81 @@ pub(super) struct Visible {
     pub(super) bottom: u32,
 }
 
-/// A white region of the size asked for, after checking the request.
-pub(super) fn white(
-    path: &Path,
-    info: &SlideInfo,
-    level: usize,
-    width: u32,
-    height: u32,
-) -> Result<RgbImage> {
-    if level >= info.levels.len() {
-        return Err(Error::Request(format!(
-            "slide {} has {} levels, numbered from 0; level {level} does not exist",
-            path.display(),
-            info.levels.len()
-        )));
+/// A region of a level that is being assembled, white where nothing has been painted yet.
+pub(super) struct Canvas {
+    region: RgbImage,
+    corner: (i64, i64),
+    visible: Option<Visible>,
+}
+
+impl Canvas {
+    /// A white region of `width` x `height` px whose top-left corner is `corner` in pixels of
+    /// `level`, after checking the request.
+    pub(super) fn new(
+        path: &Path,
+        info: &SlideInfo,
+        level: usize,
+        corner: (i64, i64),
+        (width, height): (u32, u32),
+    ) -> Result<Self> {
+        let Some(size) = info.levels.get(level).map(|level| (level.width, level.height)) else {
+            return Err(Error::Request(format!(
+                "slide {} has {} levels, numbered from 0; level {level} does not exist",
+                path.display(),
+                info.levels.len()
+            )));
+        };
+        if 3 * u64::from(width) * u64::from(height) > limits::REGION_BYTES {
+            return Err(Error::Request(format!(
+                "a region of {width} x {height} px of slide {} is too large to hold in memory; \
+                 read smaller regions or a coarser level",
+                path.display()
+            )));
+        }
+        Ok(Self {
+            region: RgbImage::from_pixel(width, height, image::Rgb([255; 3])),
+            corner,
+            visible: visible((corner.0, corner.1, width, height), size),
+        })
     }
-    if 3 * u64::from(width) * u64::from(height) > limits::REGION_BYTES {
-        return Err(Error::Request(format!(
-            "a region of {width} x {height} px of slide {} is too large to hold in memory; read \
-             smaller regions or a coarser level",
-            path.display()
-        )));
+
+    /// The part of the region that lies on the level, if any.
+    pub(super) fn visible(&self) -> Option<&Visible> {
+        self.visible.as_ref()
     }
-    Ok(RgbImage::from_pixel(width, height, image::Rgb([255; 3])))
+
+    /// Copies what of `pixels` (whose top-left corner is `origin` in the level) falls into the
+    /// visible part.
+    pub(super) fn paste(&mut self, pixels: &Pixels, origin: (u32, u32)) {
+        let Some(visible) = &self.visible else { return };
+        let end = |origin: u32, length: usize, end: u32| {
+            (u64::from(origin) + length as u64).min(u64::from(end)) as u32
+        };
+        let (left, right) = (visible.x.max(origin.0), end(origin.0, pixels.width, visible.right));
+        let (top, bottom) = (visible.y.max(origin.1), end(origin.1, pixels.height, visible.bottom));
+        if left >= right || top >= bottom {
+            return;
+        }
+        let row_bytes = self.region.width() as usize * 3;
+        let length = (right - left) as usize * 3;
+        // `left` and `top` are inside the region, so the differences are not negative.
+        let to_x = (i64::from(left) - self.corner.0) as usize;
+        for row in top..bottom {
+            let to = (i64::from(row) - self.corner.1) as usize * row_bytes + to_x * 3;
+            let from = ((row - origin.1) as usize * pixels.width + (left - origin.0) as usize) * 3;
+            self.region.as_flat_samples_mut().samples[to..to + length]
+                .copy_from_slice(&pixels.rgb[from..from + length]);
+        }
+    }
+
+    /// The region as it is now.
+    pub(super) fn finish(self) -> RgbImage {
+        self.region
+    }
 }
 
 /// The part of the region (x, y, width, height) that lies on a level of the given size.
-pub(super) fn visible(region: (i64, i64, u32, u32), size: (u32, u32)) -> Option<Visible> {
+fn visible(region: (i64, i64, u32, u32), size: (u32, u32)) -> Option<Visible> {
     let (x, y, width, height) = region;
     let clip = |at: i64, length: u32, size: u32| {
         let first = at.clamp(0, i64::from(size)) as u32;
@@ -53,34 +101,6 @@ pub(super) fn visible(region: (i64, i64, u32, u32), size: (u32, u32)) -> Option<
     let (x, right) = clip(x, width, size.0)?;
     let (y, bottom) = clip(y, height, size.1)?;
     Some(Visible { x, y, right, bottom })
-}
-
-/// Copies what of `pixels` (whose top-left corner is `origin` in the level) falls into the
-/// visible part of `region` (whose top-left corner is `corner` in the level).
-pub(super) fn paste(
-    region: &mut RgbImage,
-    corner: (i64, i64),
-    visible: &Visible,
-    pixels: &Pixels,
-    origin: (u32, u32),
-) {
-    let left = visible.x.max(origin.0);
-    let right = (u64::from(origin.0) + pixels.width as u64).min(u64::from(visible.right)) as u32;
-    let top = visible.y.max(origin.1);
-    let bottom = (u64::from(origin.1) + pixels.height as u64).min(u64::from(visible.bottom)) as u32;
-    if left >= right || top >= bottom {
-        return;
-    }
-    let row_bytes = region.width() as usize * 3;
-    let length = (right - left) as usize * 3;
-    // `left` and `top` are inside the region, so the differences are not negative.
-    let to_x = (i64::from(left) - corner.0) as usize;
-    for row in top..bottom {
-        let to = (i64::from(row) - corner.1) as usize * row_bytes + to_x * 3;
-        let from = ((row - origin.1) as usize * pixels.width + (left - origin.0) as usize) * 3;
-        region.as_flat_samples_mut().samples[to..to + length]
-            .copy_from_slice(&pixels.rgb[from..from + length]);
-    }
 }
 
 #[cfg(test)]

@@ -98,6 +98,39 @@ fn walk(bytes: &[u8], into: &mut Segments) -> Result<Option<usize>, String> {
     }
 }
 
+/// Whether a whole file's scans, the first of which begins at `scan`, are followed by the
+/// end-of-image marker. In entropy-coded data a 0xFF is always followed by 0 or a restart marker.
+fn has_end(data: &[u8], scan: usize) -> bool {
+    let mut at = scan;
+    while let Some(found) = data.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xFF)) {
+        at += found;
+        match data.get(at + 1) {
+            Some(0xD9) => return true,
+            // More fill bytes.
+            Some(0xFF) => at += 1,
+            Some(0x00 | 0x01 | 0xD0..=0xD8) => at += 2,
+            // Tables and headers of a further scan.
+            Some(_) => match data.get(at + 2..at + 4) {
+                Some(length) => at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+            None => return false,
+        }
+    }
+    false
+}
+
+/// Refuses a whole file that ends before its image does; decoders would not notice a missing end.
+pub(super) fn check_whole(data: &[u8]) -> Result<(), String> {
+    let mut segments = Segments { header: Header::default(), stream: Vec::new() };
+    match walk(data, &mut segments)? {
+        Some(scan) if has_end(data, scan) => Ok(()),
+        _ => Err("the JPEG data have no end marker: the file is truncated; copy or download it \
+                  again"
+            .into()),
+    }
+}
+
 /// Reads a start-of-frame segment.
 fn frame(marker: u8, body: &[u8], header: &mut Header) -> Result<(), String> {
     if !matches!(marker, 0xC0..=0xC2) {

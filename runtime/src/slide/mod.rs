@@ -23,8 +23,9 @@ use serde::Serialize;
 use crate::{Error, Result};
 
 pub use identity::{Identity, identity};
-pub(crate) use overview::{best_level, resample};
+pub(crate) use overview::{best_level, resample, survey};
 pub use overview::{overview, overview_at, overview_downsample, overview_size};
+
 /// One resolution of a slide.
 #[derive(Debug, Clone, Serialize)]
 pub struct Level {
@@ -66,7 +67,8 @@ pub trait Slide: Send + Sync {
     fn info(&self) -> &SlideInfo;
 
     /// Reads `width` x `height` pixels of `level` whose top-left corner is (`x`, `y`) in that
-    /// level's own pixels. What lies outside the slide is white. Errors name the damaged chunk.
+    /// level's own pixels. What lies outside the slide is white. Errors name the damaged chunk;
+    /// [`Error::Damaged`] says that other regions may still be readable.
     fn read_region(
         &self,
         level: usize,
@@ -75,6 +77,34 @@ pub trait Slide: Send + Sync {
         width: u32,
         height: u32,
     ) -> Result<RgbImage>;
+
+    /// The same, with damaged chunks left white and named. A reader that cannot read around
+    /// damage fails as [`Slide::read_region`] does.
+    fn read_around_damage(
+        &self,
+        level: usize,
+        x: i64,
+        y: i64,
+        width: u32,
+        height: u32,
+    ) -> Result<(RgbImage, Vec<Damage>)> {
+        Ok((self.read_region(level, x, y, width, height)?, Vec::new()))
+    }
+}
+
+/// A rectangle of a slide whose pixels cannot be decoded, in level-0 pixels.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Damage {
+    /// Left edge.
+    pub x: f64,
+    /// Top edge.
+    pub y: f64,
+    /// Width.
+    pub width: f64,
+    /// Height.
+    pub height: f64,
+    /// Which chunk, and what is wrong with it.
+    pub problem: String,
 }
 
 /// Opens the slide at `path`, choosing the reader by the file's content.

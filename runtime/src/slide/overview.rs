@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images};
 use image::RgbImage;
 
-use super::{Level, Slide};
+use super::{Damage, Level, Slide};
 use crate::{Error, Result};
 
 /// One thread holds about this many pixels, squared, of the level at a time.
@@ -16,7 +16,7 @@ const BLOCK_PX: f64 = 2048.0;
 /// and the level-0 pixels per pixel of the picture.
 ///
 /// Reads the coarsest level that is fine enough, in parts on all cores, so memory stays small on a
-/// slide that has only its finest level.
+/// slide that has only its finest level. What is damaged is white.
 pub fn overview(slide: &dyn Slide, max_px: u32) -> Result<(RgbImage, f64)> {
     let base = &slide.info().levels[0];
     overview_at(slide, overview_downsample(base.width, base.height, max_px))
@@ -36,8 +36,23 @@ pub fn overview_size(width: u32, height: u32, downsample: f64) -> (u32, u32) {
 
 /// The whole slide averaged down by `downsample` (level-0 pixels per pixel; values below 1 are
 /// taken as 1), and the downsample used. The last column and row may lie partly outside the
-/// slide, where it is white.
+/// slide, where it is white. What is damaged is white, too.
 pub fn overview_at(slide: &dyn Slide, downsample: f64) -> Result<(RgbImage, f64)> {
+    survey(slide, downsample).map(|survey| (survey.picture, survey.downsample))
+}
+
+/// A small picture of a slide and what is missing of it.
+pub(crate) struct Survey {
+    /// The picture.
+    pub(crate) picture: RgbImage,
+    /// Level-0 pixels per pixel of the picture.
+    pub(crate) downsample: f64,
+    /// Parts of the level it was made from that cannot be decoded, each once.
+    pub(crate) damage: Vec<Damage>,
+}
+
+/// [`overview_at`], with the damage found.
+pub(crate) fn survey(slide: &dyn Slide, downsample: f64) -> Result<Survey> {
     let base = &slide.info().levels[0];
     let downsample = if downsample > 1.0 { downsample } else { 1.0 };
     let (width, height) = overview_size(base.width, base.height, downsample);
@@ -47,7 +62,7 @@ pub fn overview_at(slide: &dyn Slide, downsample: f64) -> Result<(RgbImage, f64)
     let across = width.div_ceil(block_width);
     let blocks = u64::from(across) * u64::from(height.div_ceil(block_height));
     let next = AtomicU64::new(0);
-    let picture = Mutex::new(RgbImage::new(width, height));
+    let picture = Mutex::new((RgbImage::new(width, height), Vec::new()));
     let work = || -> Result<()> {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -57,9 +72,10 @@ pub fn overview_at(slide: &dyn Slide, downsample: f64) -> Result<(RgbImage, f64)
             let x = (index % u64::from(across)) as u32 * block_width;
             let y = (index / u64::from(across)) as u32 * block_height;
             let size = (block_width.min(width - x), block_height.min(height - y));
-            let part = shrink(slide, level, step, (x, y), size)?;
+            let (part, damage) = shrink(slide, level, step, (x, y), size)?;
             let mut picture = picture.lock().unwrap_or_else(PoisonError::into_inner);
-            image::imageops::replace(&mut *picture, &part, x.into(), y.into());
+            image::imageops::replace(&mut picture.0, &part, x.into(), y.into());
+            picture.1.extend(damage);
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -69,7 +85,10 @@ pub fn overview_at(slide: &dyn Slide, downsample: f64) -> Result<(RgbImage, f64)
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })?;
-    Ok((picture.into_inner().unwrap_or_else(PoisonError::into_inner), downsample))
+    let (picture, mut damage) = picture.into_inner().unwrap_or_else(PoisonError::into_inner);
+    damage.sort_by(|a, b| a.y.total_cmp(&b.y).then(a.x.total_cmp(&b.x)));
+    damage.dedup();
+    Ok(Survey { picture, downsample, damage })
 }
 
 /// Size of the parts of the picture that are made one by one: squares where the level is tiled,
@@ -96,7 +115,7 @@ fn shrink(
     step: f64,
     corner: (u32, u32),
     size: (u32, u32),
-) -> Result<RgbImage> {
+) -> Result<(RgbImage, Vec<Damage>)> {
     let span = |corner: u32, length: u32| {
         let from = f64::from(corner) * step;
         let first = from.floor();
@@ -105,11 +124,11 @@ fn shrink(
     };
     let (x, width, left, crop_width) = span(corner.0, size.0);
     let (y, height, top, crop_height) = span(corner.1, size.1);
-    let region = slide.read_region(level, x, y, width, height)?;
+    let (region, damage) = slide.read_around_damage(level, x, y, width, height)?;
     let mut part = RgbImage::new(size.0, size.1);
     let crop = [left, top, crop_width, crop_height];
     resample(region, crop, FilterType::Box, size.0, size.1, &mut part)?;
-    Ok(part)
+    Ok((part, damage))
 }
 
 /// Resamples the part `crop` (left, top, width, height; fractions of pixels count) of `region`

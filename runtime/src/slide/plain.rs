@@ -12,8 +12,9 @@ use std::sync::{Arc, OnceLock};
 use image::{DynamicImage, ImageDecoder, RgbImage};
 
 use super::cache::Pixels;
+use super::canvas::Canvas;
 use super::source::Source;
-use super::{Level, Slide, SlideInfo, canvas, jpeg, limits};
+use super::{Level, Slide, SlideInfo, jpeg, limits};
 use crate::{Error, Result};
 
 /// Downsampling of the levels that are made in memory.
@@ -108,9 +109,11 @@ impl PlainSlide {
         match self.kind {
             Kind::Jpeg => {
                 let limit = (u16::MAX.into(), u16::MAX.into());
-                jpeg::decode(&data, None, jpeg::Declared::Nothing, limit).map_err(|problem| {
-                    format!("the image of {} bytes at offset 0: {problem}", data.len())
-                })
+                jpeg::check_whole(&data)
+                    .and_then(|()| jpeg::decode(&data, None, jpeg::Declared::Nothing, limit))
+                    .map_err(|problem| {
+                        format!("the image of {} bytes at offset 0: {problem}", data.len())
+                    })
             }
             Kind::Png => {
                 let failed = |error| {
@@ -120,6 +123,13 @@ impl PlainSlide {
                         data.len()
                     )
                 };
+                if !png_is_whole(&data) {
+                    return Err(format!(
+                        "the image of {} bytes at offset 0: the PNG data have no end: the file is \
+                         truncated; copy or download it again",
+                        data.len()
+                    ));
+                }
                 let decoder = png(&data).map_err(failed)?;
                 let image = DynamicImage::from_decoder(decoder).map_err(failed)?;
                 let (width, height) = (image.width() as usize, image.height() as usize);
@@ -150,6 +160,21 @@ fn png(data: &[u8]) -> image::ImageResult<image::codecs::png::PngDecoder<Cursor<
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(4 * limits::PLAIN_IMAGE_BYTES);
     image::codecs::png::PngDecoder::with_limits(Cursor::new(data), limits)
+}
+
+/// Whether every chunk up to the last, IEND, lies inside the data; decoders stop before it.
+fn png_is_whole(data: &[u8]) -> bool {
+    let mut rest = data.get(8..).unwrap_or_default();
+    while let Some((head, tail)) = rest.split_at_checked(8) {
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        // The chunk's data and its checksum.
+        let Some(next) = tail.get(length.saturating_add(4)..) else { return false };
+        if &head[4..] == b"IEND" {
+            return true;
+        }
+        rest = next;
+    }
+    false
 }
 
 /// RGB of an image; transparency shows white, like the background of a slide.
@@ -213,13 +238,12 @@ impl Slide for PlainSlide {
         width: u32,
         height: u32,
     ) -> Result<RgbImage> {
-        let mut region = canvas::white(&self.path, &self.info, level, width, height)?;
-        let size = (self.info.levels[level].width, self.info.levels[level].height);
-        if let Some(visible) = canvas::visible((x, y, width, height), size) {
+        let mut canvas = Canvas::new(&self.path, &self.info, level, (x, y), (width, height))?;
+        if canvas.visible().is_some() {
             let pixels = self.pixels(level).map_err(|problem| Error::slide(&self.path, problem))?;
-            canvas::paste(&mut region, (x, y), &visible, &pixels, (0, 0));
+            canvas.paste(&pixels, (0, 0));
         }
-        Ok(region)
+        Ok(canvas.finish())
     }
 }
 
@@ -304,13 +328,16 @@ mod tests {
     #[test]
     fn a_truncated_image_is_an_error_and_stays_one() {
         for bytes in [png_file(300, 300), jpeg_file(300, 300)] {
-            let file = saved(&bytes[..bytes.len() * 2 / 3]);
-            let slide = open(file.path()).unwrap();
-            for _ in 0..2 {
-                let error = slide.read_region(0, 0, 0, 10, 10).unwrap_err().to_string();
-                assert!(error.contains("offset 0"), "{error}");
+            for length in [bytes.len() * 2 / 3, bytes.len() - 1] {
+                let file = saved(&bytes[..length]);
+                let slide = open(file.path()).unwrap();
+                for _ in 0..2 {
+                    let error = slide.read_region(0, 0, 0, 10, 10).unwrap_err().to_string();
+                    assert!(error.contains("offset 0"), "{error}");
+                    assert!(error.contains("truncated"), "{error}");
+                }
+                assert!(overview(&*slide, 50).is_err());
             }
-            assert!(overview(&*slide, 50).is_err());
         }
     }
 

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 
 use hdf5_pure::{AttrValue, DType};
@@ -61,8 +61,7 @@ impl Centres {
         let centres = if head.starts_with(b"\x89HDF\r\n\x1A\n") {
             hest(path)
         } else {
-            let file = File::open(path).map_err(Error::io(path))?;
-            table(BufReader::new(file))
+            table(&std::fs::read(path).map_err(Error::io(path))?)
         };
         centres.map_err(|problem| {
             Error::Request(format!("tile centres of {}: {problem}", path.display()))
@@ -124,24 +123,50 @@ impl Columns {
     }
 }
 
-fn table(mut input: impl BufRead) -> Result<Centres, Problem> {
+/// Line numbers of records. The reader's own position is where it began to look for a record,
+/// which blank lines may lie behind.
+struct Lines<'a> {
+    text: &'a [u8],
+    at: usize,
+    line: u64,
+}
+
+impl<'a> Lines<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0, line: 1 }
+    }
+
+    /// The line on which the record that was looked for at `position` begins. Positions must not
+    /// go back.
+    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
+        let from = position.map_or(self.at, |position| position.byte() as usize);
+        let from = from.clamp(self.at, self.text.len());
+        let blank = |byte: &&u8| matches!(**byte, b'\r' | b'\n');
+        let start = from + self.text[from..].iter().take_while(blank).count();
+        let passed = self.text[self.at..start].iter().filter(|byte| **byte == b'\n').count();
+        (self.at, self.line) = (start, self.line + passed as u64);
+        self.line
+    }
+}
+
+fn table(text: &[u8]) -> Result<Centres, Problem> {
     let unreadable = |error: &dyn std::fmt::Display| format!("it cannot be read as text ({error})");
-    let mut header = String::new();
-    // A line longer than this is no header of a table.
-    input.by_ref().take(1 << 20).read_line(&mut header).map_err(|e| unreadable(&e))?;
-    let delimiter = match header.trim_start_matches('\u{FEFF}') {
-        line if line.contains('\t') => b'\t',
-        line if line.contains(',') || !line.contains(';') => b',',
-        _ => b';',
+    let text = text.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(text);
+    let mut rows = text.split(|byte| matches!(byte, b'\r' | b'\n'));
+    let header = rows.find(|row| !row.is_empty()).unwrap_or_default();
+    let delimiter = if header.contains(&b'\t') {
+        b'\t'
+    } else if header.contains(&b',') || !header.contains(&b';') {
+        b','
+    } else {
+        b';'
     };
-    let header = header.trim_start_matches('\u{FEFF}').to_owned();
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .trim(csv::Trim::All)
-        .from_reader(std::io::Cursor::new(header.into_bytes()).chain(input));
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(delimiter).trim(csv::Trim::All).from_reader(text);
     let names: Vec<String> =
         reader.headers().map_err(|e| unreadable(&e))?.iter().map(str::to_owned).collect();
     let columns = Columns::new(&names)?;
+    let mut lines = Lines::new(text);
 
     let mut centres = Vec::new();
     let mut ids = Ids::default();
@@ -149,11 +174,15 @@ fn table(mut input: impl BufRead) -> Result<Centres, Problem> {
         let record = record.map_err(|error| match error.kind() {
             csv::ErrorKind::UnequalLengths { pos, expected_len, len } => format!(
                 "line {} has {len} fields where the header has {expected_len}",
-                pos.as_ref().map_or(number + 1, csv::Position::line)
+                lines.of(pos.as_ref())
             ),
-            _ => error.to_string(),
+            csv::ErrorKind::Utf8 { pos, .. } => format!(
+                "line {} is not UTF-8 text; save the table as UTF-8",
+                lines.of(pos.as_ref())
+            ),
+            _ => unreadable(&error),
         })?;
-        let line = record.position().map_or(number + 1, csv::Position::line);
+        let line = lines.of(record.position());
         let field = |index: usize| record.get(index).unwrap_or_default();
         let coordinate = |index: usize| {
             let text = field(index);
@@ -320,6 +349,10 @@ mod tests {
             ("x,y\n1,NaN\n", "line 2: y is \"NaN\""),
             ("x,y\n1,inf\n", "line 2"),
             ("x,y\n1,2\n3\n", "line 3 has 1 fields"),
+            ("x,y\n1,2\n\n3\n", "line 4 has 1 fields"),
+            ("\r\n\r\nx,y\r\n\r\n1,2\r\n\r\n\r\n1,up\r\n", "line 8: y is \"up\""),
+            ("id,x,y\n\"two\nlines\",1,2\n\nb,1\n", "line 5 has 2 fields"),
+            ("id,x,y\na,1,2\n\n\na,3,4\n", "line 5 is also that of line 2"),
             ("id,x,y\na,1,2\nb,1,2\na,3,4\n", "line 4 is also that of line 2"),
             ("id,x,y\n,1,2\n", "line 2: the id is empty"),
             ("a,b\n1,2\n", "no columns x and y"),
@@ -368,7 +401,20 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = table(bytes.as_slice());
+            let _ = table(&bytes);
+        }
+
+        #[test]
+        fn lines_are_counted_as_an_editor_does(blanks in proptest::collection::vec(0usize..3, 1..20)) {
+            let mut text = String::from("x,y\n");
+            for blank in &blanks {
+                text += &"\n".repeat(*blank);
+                text += "1,2\n";
+            }
+            text += "1,bad\n";
+            let line = text.lines().position(|line| line.ends_with("bad")).unwrap() + 1;
+            let problem = read(&text).unwrap_err();
+            prop_assert!(problem.contains(&format!("line {line}: y is")), "{}", problem);
         }
 
         #[test]

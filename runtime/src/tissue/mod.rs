@@ -23,7 +23,7 @@ mod detect;
 mod morphology;
 
 use crate::Result;
-use crate::slide::{Slide, overview_at};
+use crate::slide::{Damage, Slide, survey};
 
 /// Scale of the mask, um per mask pixel, on slides up to [`MAX_MASK_PX`] / 8 um long.
 pub const MASK_UM_PER_PX: f64 = 8.0;
@@ -54,7 +54,8 @@ pub fn mask_downsample(width: u32, height: u32, um_per_px: f64) -> f64 {
 }
 
 impl TissueMask {
-    /// Finds tissue on `slide`, whose level-0 scale is `um_per_px`.
+    /// Finds tissue on `slide`, whose level-0 scale is `um_per_px`. Where the slide is damaged
+    /// nobody knows what there is: it counts as tissue, so that nothing is left out in silence.
     ///
     /// Fails with [`crate::Error::Request`] where the scale is not a positive number, and with
     /// the slide's own error where its pixels cannot be read.
@@ -66,9 +67,10 @@ impl TissueMask {
             )));
         }
         let base = &slide.info().levels[0];
-        let (picture, downsample) =
-            overview_at(slide, mask_downsample(base.width, base.height, um_per_px))?;
-        Ok(Self::in_picture(&picture, downsample, um_per_px))
+        let survey = survey(slide, mask_downsample(base.width, base.height, um_per_px))?;
+        let mut found = Self::in_picture(&survey.picture, survey.downsample, um_per_px);
+        survey.damage.iter().for_each(|damage| found.fill(damage));
+        Ok(found)
     }
 
     /// Finds tissue in `picture`, a whole slide averaged by `downsample` (see
@@ -77,6 +79,20 @@ impl TissueMask {
         let (width, height) = picture.dimensions();
         let mask = detect::tissue(picture, downsample * um_per_px);
         Self { width, height, downsample, mask }
+    }
+
+    /// Makes tissue of every mask pixel that touches the rectangle.
+    fn fill(&mut self, damage: &Damage) {
+        let range = |from: f64, length: f64, size: u32| {
+            let (first, end) = (from / self.downsample, (from + length) / self.downsample);
+            let size = f64::from(size);
+            first.floor().clamp(0.0, size) as usize..end.ceil().clamp(0.0, size) as usize
+        };
+        let columns = range(damage.x, damage.width, self.width);
+        for row in range(damage.y, damage.height, self.height) {
+            let line = &mut self.mask[row * self.width as usize..][..self.width as usize];
+            line[columns.clone()].fill(true);
+        }
     }
 
     /// Fraction (0 to 1) of the square at (`x`, `y`) with side `side` (level-0 px) that is
@@ -119,6 +135,16 @@ impl TissueMask {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn damage_counts_as_tissue() {
+        let mut mask =
+            TissueMask { width: 4, height: 3, downsample: 10.0, mask: vec![false; 4 * 3] };
+        let damage = Damage { x: 12.0, y: 20.0, width: 100.0, height: 5.0, problem: String::new() };
+        mask.fill(&damage);
+        let found: Vec<usize> = (0..12).filter(|&i| mask.mask[i]).collect();
+        assert_eq!(found, [9, 10, 11]);
+    }
 
     #[test]
     fn fractions_weigh_partly_covered_pixels() {

@@ -3,7 +3,7 @@
 use diffbulk::tissue::TissueMask;
 
 /// One tile of the lattice: its name and its top-left corner in level-0 px.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Place {
     /// `x<column>_y<row>` on the lattice.
     pub(super) name: String,

@@ -9,8 +9,8 @@ use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 use super::onnx::{Graph, Value, declared_opset};
 use crate::{Error, Result};
 
-/// Operator sets whose files can be taken in as they are. Between 13 and 17 no operator that
-/// occurs at inference changed its meaning.
+/// Operator sets whose files can be taken in as they are. No operator that an encoder has at
+/// inference changed its meaning between them in a way that the declared set does not tell.
 const KNOWN_OPSETS: std::ops::RangeInclusive<i64> = 13..=23;
 
 /// Whether and how a file can be inlined; `path` is named in messages.
@@ -98,7 +98,10 @@ fn rename(
         let new = prefix(output);
         names.insert(std::mem::replace(output, new.clone()), new);
     }
-    node.name = prefix(&node.name);
+    // Exporters may leave nodes without names, or give two the same; what a node computes is
+    // always named, and by one node only.
+    let name = node.output.iter().find(|name| !name.is_empty());
+    node.name = name.cloned().unwrap_or_else(|| prefix(&node.name));
 }
 
 /// The same in the body of a branch or loop, which also sees the names around it.
@@ -147,5 +150,64 @@ fn only_input<'a>(model: &'a ModelProto, path: &Path) -> Result<&'a ValueInfoPro
                 inputs.len()
             ),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tract_onnx::pb;
+    use tract_onnx::prelude::Tensor;
+
+    use super::super::onnx::{Dim, Element};
+    use super::super::testing::Loaded;
+    use super::*;
+
+    /// `2 * mean over positions`, with the axes of the mean as an input (operator set 18) and no
+    /// node named.
+    fn doubled_mean(opset: i64) -> ModelProto {
+        let mut graph = Graph::new("encoder", opset);
+        let dims = [Dim::Symbol("N"), Dim::Fixed(2), Dim::Fixed(4), Dim::Fixed(4)];
+        let x = graph.input("pixels", Element::F32, &dims);
+        let axes = graph.i64s("axes", &[2, 3]);
+        let keep = vec![("keepdims", super::super::onnx::Attribute::Int(0))];
+        let mean = graph.op("ReduceMean", "mean", &[&x, &axes], keep);
+        let twice = graph.add("twice", &mean, &mean);
+        graph.output("features", &twice, Element::F32, &[Dim::Symbol("N"), Dim::Fixed(2)]);
+        let mut model = graph.finish(Vec::new());
+        if let Some(graph) = &mut model.graph {
+            graph.node.iter_mut().for_each(|node| node.name.clear());
+        }
+        model
+    }
+
+    #[test]
+    fn unnamed_nodes_of_newer_operator_sets_are_taken_in() {
+        for opset in [18, 20, 23] {
+            let model = doubled_mean(opset);
+            let mut graph = Graph::new("whole", declared_opset(&model));
+            let dims = [Dim::Symbol("N"), Dim::Fixed(2), Dim::Fixed(4), Dim::Fixed(4)];
+            let x = graph.input("image", Element::F32, &dims);
+            let path = Path::new("encoder.onnx");
+            let inlined = graph.scoped("encoder", |graph| inline(graph, model, path, &x)).unwrap();
+            graph.output("out", &inlined, Element::F32, &[Dim::Symbol("N"), Dim::Fixed(2)]);
+            let whole = graph.finish(Vec::new());
+            let names: Vec<&str> =
+                whole.graph.iter().flat_map(|g| &g.node).map(|node| node.name.as_str()).collect();
+            let unique: HashSet<_> = names.iter().collect();
+            assert_eq!(unique.len(), names.len(), "{names:?}");
+            let values: Vec<f32> = (0..32).map(|v| v as f32).collect();
+            let input = Tensor::from_shape(&[1, 2, 4, 4], &values).unwrap();
+            assert_eq!(Loaded::new(&whole).run(vec![input])[0].1, [15.0, 47.0]);
+        }
+    }
+
+    #[test]
+    fn other_operator_sets_are_refused_by_number() {
+        let mut model = doubled_mean(18);
+        for version in [12, 99] {
+            model.opset_import = vec![pb::OperatorSetIdProto { domain: String::new(), version }];
+            let message = check(&model, Path::new("old.onnx")).unwrap_err().to_string();
+            assert!(message.contains(&version.to_string()) && message.contains("old.onnx"));
+        }
     }
 }

@@ -158,9 +158,11 @@ pub(in crate::serve) fn finish(ending: Ending, predictor: &Predictor) -> Result<
                 total: tiles,
                 seen: tiles - (wanted - predicted),
                 skipped: tiles - wanted,
+                damaged: 0,
                 predicted,
                 resumed: ending.resumed,
             },
+            damaged: Vec::new(),
             top_genes: means.top(&context.genes, predict::TOP_GENES),
             timings: Timings {
                 predict_s,

@@ -171,6 +171,7 @@ pub(in crate::serve) fn prepare(
         um_per_px: slide.um_per_px,
         thumbnail,
         thumbnail_downsample,
+        given: Arc::default(),
     };
     Ok(Prepared {
         tiles: grid.len(),

@@ -207,6 +207,45 @@ impl TiffFile {
         Ok(Some((data, entry.kind)))
     }
 
+    /// Refuses a file that ends before a value or a chunk of this directory does.
+    pub(super) fn check_extents(&self, directory: &Directory) -> Result<(), String> {
+        let inside = |what: &dyn Fn() -> String, offset: u64, bytes: u64| {
+            if offset.checked_add(bytes).is_some_and(|end| end <= self.source.len()) {
+                return Ok(());
+            }
+            Err(format!(
+                "{} ({bytes} bytes at offset {offset}) lies beyond the end of the file ({} \
+                 bytes): the file is truncated; copy or download it again",
+                what(),
+                self.source.len()
+            ))
+        };
+        let in_place = if self.big { 8 } else { 4 };
+        for (tag, entry) in &directory.entries {
+            // A type that is not known has a size that is not known.
+            let Some(size) = type_size(entry.kind) else { continue };
+            let bytes = entry.count.saturating_mul(size);
+            if bytes > in_place {
+                let offset = self.number(&entry.field[..in_place as usize]);
+                inside(&|| format!("the value of tag {tag}"), offset, bytes)?;
+            }
+        }
+        for (kind, offsets, counts) in [
+            ("strip", tag::STRIP_OFFSETS, tag::STRIP_BYTE_COUNTS),
+            ("tile", tag::TILE_OFFSETS, tag::TILE_BYTE_COUNTS),
+        ] {
+            let offsets = self.numbers(directory, offsets)?.unwrap_or_default();
+            let counts = self.numbers(directory, counts)?.unwrap_or_default();
+            for (index, (&offset, &count)) in std::iter::zip(&offsets, &counts).enumerate() {
+                // Sparse files leave out blank chunks.
+                if offset != 0 && count != 0 {
+                    inside(&|| format!("{kind} {index}"), offset, count)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// An array of unsigned integers.
     pub(super) fn numbers(
         &self,

@@ -22,8 +22,9 @@ use image::RgbImage;
 use self::directory::{Directory, TiffFile, tag};
 use self::layout::Image;
 use super::cache::{Cache, Pixels};
+use super::canvas::Canvas;
 use super::source::Source;
-use super::{Level, Slide, SlideInfo, canvas, limits};
+use super::{Damage, Level, Slide, SlideInfo, limits};
 use crate::{Error, Result};
 
 /// An open TIFF slide.
@@ -75,6 +76,12 @@ impl TiffSlide {
             });
             images.push(image);
         }
+        // Labels, macros and what else is not read tells, too, whether the file is whole.
+        for (number, directory) in directories.iter().enumerate() {
+            file.check_extents(directory).map_err(|problem| {
+                format!("image directory {number} at offset {}: {problem}", directory.offset)
+            })?;
+        }
         let format = match (facts.vendor.as_deref(), file.big) {
             (Some("Aperio"), _) => "Aperio SVS",
             (_, true) => "BigTIFF",
@@ -93,20 +100,66 @@ impl TiffSlide {
     }
 
     /// Decodes one chunk, naming it and its place in the file where that fails.
-    fn decode(&self, level: usize, index: usize) -> std::result::Result<Pixels, String> {
+    fn decode(&self, level: usize, index: usize) -> std::result::Result<Pixels, Failure> {
         let image = &self.images[level];
         let (offset, count) = (image.offsets[index], image.counts[index]);
-        self.file
-            .source()
-            .read(offset, count)
-            .and_then(|stored| codec::decode(image, index, &stored))
-            .map_err(|problem| {
-                format!(
-                    "{} of level {level} ({count} bytes at offset {offset}): {problem}",
-                    image.chunk_name(index)
-                )
-            })
+        let named = |problem: String| {
+            format!(
+                "{} of level {level} ({count} bytes at offset {offset}): {problem}",
+                image.chunk_name(index)
+            )
+        };
+        // The chunk lies inside the file, as was checked when it was opened: if it cannot be read
+        // now, so can nothing else.
+        let stored =
+            self.file.source().read(offset, count).map_err(|e| Failure::Unreadable(named(e)))?;
+        codec::decode(image, index, &stored).map_err(|e| Failure::Damaged(named(e)))
     }
+
+    /// Reads a region; chunks that cannot be decoded are handed to `damaged`, which may go on.
+    fn region(
+        &self,
+        level: usize,
+        corner: (i64, i64),
+        size: (u32, u32),
+        mut damaged: impl FnMut(Damage) -> Result<()>,
+    ) -> Result<RgbImage> {
+        let mut canvas = Canvas::new(&self.path, &self.info, level, corner, size)?;
+        let image = &self.images[level];
+        let Some(visible) = canvas.visible() else { return Ok(canvas.finish()) };
+        let columns = visible.x / image.chunk_width..=(visible.right - 1) / image.chunk_width;
+        let rows = visible.y / image.chunk_height..=(visible.bottom - 1) / image.chunk_height;
+        for (row, column) in rows.flat_map(|row| columns.clone().map(move |column| (row, column))) {
+            let index = row as usize * image.across + column as usize;
+            if image.is_blank(index) {
+                continue;
+            }
+            let origin = image.origin(index);
+            match self.cache.get((level, index), || self.decode(level, index)) {
+                Ok(pixels) => canvas.paste(&pixels, origin),
+                Err(Failure::Unreadable(problem)) => {
+                    return Err(Error::slide(&self.path, problem));
+                }
+                Err(Failure::Damaged(problem)) => {
+                    let downsample = self.info.levels[level].downsample;
+                    let [x, y, width, height] =
+                        [origin.0, origin.1, image.chunk_width, image.chunk_height]
+                            .map(|length| f64::from(length) * downsample);
+                    damaged(Damage { x, y, width, height, problem })?;
+                }
+            }
+        }
+        Ok(canvas.finish())
+    }
+}
+
+/// Why a chunk has no pixels.
+#[derive(Debug)]
+enum Failure {
+    /// The file itself cannot be read.
+    Unreadable(String),
+    /// The chunk's bytes make no picture.
+    Damaged(String),
 }
 
 /// Formats that dress as TIFF but need a reader of their own: read as plain TIFF their tiles
@@ -145,27 +198,24 @@ impl Slide for TiffSlide {
         width: u32,
         height: u32,
     ) -> Result<RgbImage> {
-        let mut region = canvas::white(&self.path, &self.info, level, width, height)?;
-        let image = &self.images[level];
-        let Some(visible) = canvas::visible((x, y, width, height), (image.width, image.height))
-        else {
-            return Ok(region);
-        };
-        let columns = visible.x / image.chunk_width..=(visible.right - 1) / image.chunk_width;
-        for row in visible.y / image.chunk_height..=(visible.bottom - 1) / image.chunk_height {
-            for column in columns.clone() {
-                let index = row as usize * image.across + column as usize;
-                if image.is_blank(index) {
-                    continue;
-                }
-                let pixels = self
-                    .cache
-                    .get((level, index), || self.decode(level, index))
-                    .map_err(|problem| Error::slide(&self.path, problem))?;
-                let origin = image.origin(index);
-                canvas::paste(&mut region, (x, y), &visible, &pixels, origin);
-            }
-        }
-        Ok(region)
+        self.region(level, (x, y), (width, height), |damage| {
+            Err(Error::Damaged { path: self.path.clone(), problem: damage.problem })
+        })
+    }
+
+    fn read_around_damage(
+        &self,
+        level: usize,
+        x: i64,
+        y: i64,
+        width: u32,
+        height: u32,
+    ) -> Result<(RgbImage, Vec<Damage>)> {
+        let mut found = Vec::new();
+        let region = self.region(level, (x, y), (width, height), |damage| {
+            found.push(damage);
+            Ok(())
+        })?;
+        Ok((region, found))
     }
 }

@@ -425,9 +425,8 @@ fn threads_read_the_same_pixels() {
 #[test]
 fn a_truncated_slide_names_the_chunk_or_directory() {
     let bytes = std::fs::read(fixture()).unwrap();
-    // Before the first directory, within it, and between directories. What lies at the very end
-    // belongs to the macro image, which is not read.
-    for length in [100, 500_000, 1_276_000, 1_500_000] {
+    // Before the first directory, within it, between directories, and one byte at the end.
+    for length in [100, 500_000, 1_276_000, 1_500_000, bytes.len() - 1] {
         let message = refusal(&bytes[..length]);
         assert!(message.contains("truncated") && message.contains("offset"), "{message}");
     }
@@ -441,6 +440,48 @@ fn a_truncated_slide_names_the_chunk_or_directory() {
     let message = refusal(&cut);
     assert!(message.contains("tile 2 (column 0, row 1)"), "{message}");
     assert!(message.contains("1000000 bytes at offset"), "{message}");
+}
+
+#[test]
+fn every_image_of_the_file_must_be_whole() {
+    // A label, which is no level and not read, whose only strip is the end of the file.
+    let label = |at: u32| {
+        Page::rgb(30, 50, 1)
+            .with(tag::NEW_SUBFILE_TYPE, Value::Long(vec![9]))
+            .with(tag::STRIP_OFFSETS, Value::Long(vec![at]))
+            .with(tag::STRIP_BYTE_COUNTS, Value::Long(vec![30 * 50 * 3]))
+    };
+    for layout in [CLASSIC, Layout { little: false, big: true }] {
+        let base = Page::rgb(64, 64, 8).tiles(32, picture, deflated);
+        let end = write(&[base.clone(), label(0)], layout).len();
+        let mut bytes = write(&[base, label(end as u32)], layout);
+        bytes.extend([7; 30 * 50 * 3]);
+        assert_eq!(difference(&bytes), 0);
+        for length in [bytes.len() - 1, bytes.len() - 20, end] {
+            let message = refusal(&bytes[..length]);
+            assert!(message.contains("truncated") && message.contains("strip 0"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_tile_is_named_and_can_be_read_around() {
+    let mut page = Page::rgb(96, 64, 8).tiles(32, picture, deflated);
+    page.chunks[4] = vec![0x55; page.chunks[4].len()];
+    let file = saved(&write(&[page], CLASSIC));
+    let slide = open(file.path()).unwrap();
+    let error = slide.read_region(0, 0, 0, 96, 64).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    assert!(error.to_string().contains("tile 4 (column 1, row 1)"), "{error}");
+    let (region, damage) = slide.read_around_damage(0, 0, 0, 96, 64).unwrap();
+    for (x, y, pixel) in region.enumerate_pixels() {
+        let damaged = (32..64).contains(&x) && y >= 32;
+        assert_eq!(pixel.0, if damaged { [255; 3] } else { picture(x, y) }, "({x}, {y})");
+    }
+    assert_eq!(damage.len(), 1);
+    let place = (damage[0].x, damage[0].y, damage[0].width, damage[0].height);
+    assert_eq!(place, (32.0, 32.0, 32.0, 32.0));
+    assert!(slide.read_region(0, 0, 0, 96, 32).is_ok());
 }
 
 /// Opens and reads everything that is not too large; any result is fine, a panic is not.

@@ -1,8 +1,10 @@
 //! `prepare`: from a source in some layout to one paired dataset directory.
 //!
 //! The directory is made beside its final place and renamed when it is whole; `dataset.json` is
-//! written last. An interrupted run leaves only a `.partial` directory, which no reader takes.
+//! written last. An interrupted run leaves only a `.partial` directory, which no reader takes; the
+//! next run goes on from the slides that were [`cut`] whole.
 
+mod cut;
 mod partial;
 #[cfg(test)]
 mod tests;

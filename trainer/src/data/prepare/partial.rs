@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::cut;
 use crate::{Error, Result};
 
 /// A directory in the making beside its final place. Dropped without [`Partial::commit`], it is
-/// removed; after a kill it stays under its `.partial` name and the next run removes it.
+/// removed; after a kill it stays under its `.partial` name, and the next run keeps what was
+/// [`cut`] of it.
 pub(super) struct Partial {
     partial: PathBuf,
     target: PathBuf,
@@ -39,7 +41,7 @@ impl Partial {
         name.push(".partial");
         let partial = target.with_file_name(name);
         if partial.exists() {
-            std::fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
+            keep_cut(&partial)?;
         }
         std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
         Ok(Self { partial, target: target.to_owned(), overwrite, done: false })
@@ -52,6 +54,10 @@ impl Partial {
 
     /// Gives the directory its final name.
     pub(super) fn commit(mut self) -> Result<()> {
+        let cut = self.partial.join(cut::FOLDER);
+        if cut.exists() {
+            std::fs::remove_dir_all(&cut).map_err(Error::io(&cut))?;
+        }
         if self.overwrite && self.target.exists() {
             std::fs::remove_dir_all(&self.target).map_err(Error::io(&self.target))?;
         }
@@ -59,6 +65,22 @@ impl Partial {
         self.done = true;
         Ok(())
     }
+}
+
+/// Removes everything from a directory in the making but what was cut and the overviews.
+fn keep_cut(partial: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(partial).map_err(Error::io(partial))?;
+    for entry in entries {
+        let entry = entry.map_err(Error::io(partial))?;
+        let path = entry.path();
+        if [cut::FOLDER, cut::OVERVIEWS].iter().any(|kept| entry.file_name() == *kept) {
+            continue;
+        }
+        let kind = entry.file_type().map_err(Error::io(&path))?;
+        if kind.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }
+            .map_err(Error::io(&path))?;
+    }
+    Ok(())
 }
 
 impl Drop for Partial {

@@ -133,6 +133,42 @@ fn strict_refuses_and_leaves_nothing() {
 }
 
 #[test]
+fn a_killed_run_goes_on_from_the_slides_it_cut() {
+    let (source, work) = (source(), tempfile::tempdir().unwrap());
+    let (straight, output) = (work.path().join("straight"), work.path().join("data"));
+    let line = "--mpp 1 --tile-px 16 --slides C1,D1 --unlabelled --min-tissue 0";
+    prepare(&args(source.path(), &straight, line)).unwrap();
+
+    let arguments = args(source.path(), &output, line);
+    let partial = Partial::create(&output, false).unwrap();
+    let mut first = Work::new(&arguments, importer("legacy-st").unwrap(), partial.path());
+    first.add("C1", "C1".into()).unwrap();
+    // As a kill leaves it.
+    std::mem::forget(partial);
+    drop(first);
+    // The image's pixels are not needed again: what differs now is in the middle of the file,
+    // which does not tell one file from another.
+    let image = source.path().join("images/C1.png");
+    let kept = std::fs::read(&image).unwrap();
+    std::fs::write(&image, {
+        let mut bytes = kept.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 8].fill(0);
+        bytes
+    })
+    .unwrap();
+    let resumed = prepare(&arguments);
+    std::fs::write(&image, &kept).unwrap();
+    let resumed = resumed.unwrap();
+    let manifest =
+        prepare(&args(source.path(), &straight, &format!("{line} --overwrite"))).unwrap();
+    assert_eq!(resumed.images_sha256, manifest.images_sha256);
+    assert_eq!(resumed.unlabelled, manifest.unlabelled);
+    assert!(!output.join("cut").exists());
+    assert!(!work.path().join("data.partial").exists());
+}
+
+#[test]
 fn requests_that_cannot_be_met_say_why() {
     let (source, work) = (source(), tempfile::tempdir().unwrap());
     let output = work.path().join("data");

@@ -8,6 +8,7 @@ use diffbulk::tissue::TissueMask;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::PrepareArgs;
+use super::cut::{self, Cut};
 use crate::data::expression::ExpressionTable;
 use crate::data::import::{Importer, Pixels, Request, Section, Spot};
 use crate::data::manifest::{FORMAT_VERSION, Manifest, UnlabelledInfo};
@@ -178,53 +179,92 @@ impl<'a> Work<'a> {
                 fitting.push((spot, corner));
             }
         }
-        let places = match self.args.unlabelled {
-            true => {
-                let stride =
-                    self.args.stride.unwrap_or(f64::from(tile_px)) * side / f64::from(tile_px);
-                let mask = TissueMask::detect(slide, mpp)?;
-                unlabelled::places(&mask, image_px, side, stride, self.args.min_tissue)
-            }
-            false => Vec::new(),
-        };
         if fitting.is_empty() && !section.spots.is_empty() {
             report.note("no spot could be used; are the positions in pixels of this image?".into());
         }
 
-        let bar = progress(&report.slide, fitting.len() + places.len());
+        let corners: Vec<(f64, f64)> = fitting.iter().map(|(_, corner)| *corner).collect();
+        let Cut { places, tiles, taken_over } =
+            self.cut(slide, &report.slide, &corners, &outside, (tile_px, side), mpp)?;
         let columns = self.table.add_section(&section.genes);
-        for (spot, corner) in fitting {
-            let (cx, cy) = (corner.0 + side / 2.0, corner.1 + side / 2.0);
-            let image = tiling::read_tile(slide, cx, cy, side, tile_px)?;
-            self.push(&image, spot, corner, report)?;
+        let mut images = tiles.iter();
+        for ((spot, corner), image) in fitting.into_iter().zip(&mut images) {
+            self.push(image, spot, corner, report)?;
             self.table.push(&columns, &spot.values, spot.centre);
             paired.push(corner);
-            bar.inc(1);
         }
         if let Some(writer) = &mut self.unlabelled {
-            for place in &places {
-                let (cx, cy) = (place.x + side / 2.0, place.y + side / 2.0);
-                let image = tiling::read_tile(slide, cx, cy, side, tile_px)?;
+            for (place, image) in places.iter().zip(images) {
                 let name = TileName {
                     slide: report.slide.clone(),
                     patient: report.patient.clone(),
                     barcode: place.name.clone(),
                     coords: [place.x.round() as i64, place.y.round() as i64],
                 };
-                writer.push(&image, name)?;
-                bar.inc(1);
+                writer.push(image, name)?;
             }
             report.unlabelled = places.len();
         }
-        bar.finish_and_clear();
 
-        let directory = self.directory.join("overview");
+        let directory = self.directory.join(cut::OVERVIEWS);
         std::fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
         let path = directory.join(format!("{}.png", file_name(&report.slide)));
+        if taken_over && path.exists() {
+            return Ok(());
+        }
         let unlabelled: Vec<_> = places.iter().map(|place| (place.x, place.y)).collect();
         let squares =
             Squares { side, paired: &paired, unlabelled: &unlabelled, left_out: &outside };
         overview::write(&path, slide, &squares)
+    }
+
+    /// The tiles at `corners` and, where they are asked for, unlabelled ones over the tissue; taken
+    /// over from an earlier run that was stopped, if it got so far.
+    fn cut(
+        &self,
+        slide: &dyn Slide,
+        name: &str,
+        corners: &[(f64, f64)],
+        outside: &[(f64, f64)],
+        (tile_px, side): (u32, f64),
+        mpp: f64,
+    ) -> Result<Cut> {
+        let identity = diffbulk::slide::identity(slide.path())?;
+        let laid = self.args.unlabelled.then(|| {
+            let stride = self.args.stride.unwrap_or(f64::from(tile_px)) * side / f64::from(tile_px);
+            (stride, self.args.min_tissue)
+        });
+        // Tissue detection and resampling are this program's: another version cuts anew.
+        let key = format!(
+            "{} {} {} {tile_px} {side} {mpp} {laid:?} {corners:?} {outside:?}",
+            crate::VERSION,
+            identity.bytes,
+            identity.ends_sha256
+        );
+        if let Some(cut) = cut::read(self.directory, name, &key) {
+            eprintln!("{name}: {} tiles taken over from a run that was stopped", cut.tiles.len());
+            return Ok(cut);
+        }
+        let places = match laid {
+            Some((stride, min_tissue)) => {
+                let mask = TissueMask::detect(slide, mpp)?;
+                let base = &slide.info().levels[0];
+                let image_px = (base.width, base.height);
+                unlabelled::places(&mask, image_px, side, stride, min_tissue)
+            }
+            None => Vec::new(),
+        };
+        let bar = progress(name, corners.len() + places.len());
+        let all = corners.iter().copied().chain(places.iter().map(|place| (place.x, place.y)));
+        let tiles = all.map(|(x, y)| {
+            bar.inc(1);
+            Ok(tiling::read_tile(slide, x + side / 2.0, y + side / 2.0, side, tile_px)?)
+        });
+        let tiles = tiles.collect::<Result<Vec<_>>>()?;
+        bar.finish_and_clear();
+        let cut = Cut { places, tiles, taken_over: false };
+        cut::write(self.directory, name, &key, &cut)?;
+        Ok(cut)
     }
 
     /// Takes over the tiles of a section that are cut already.

@@ -128,3 +128,130 @@ fn to_usize(value: u64) -> Result<usize, String> {
         .filter(|&v| v < usize::MAX / 2)
         .ok_or_else(|| "the archive points beyond any file".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Stored entries as PyTorch writes them: extra fields that pad, sizes and offsets in the
+    /// directory, the wide fields where `wide` asks for them, and a comment at the end.
+    fn archive(files: &[(&str, &[u8])], wide: bool) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut directory = Vec::new();
+        for (name, content) in files {
+            let offset = out.len() as u32;
+            let crc = crc32(content);
+            let length = content.len() as u32;
+            let sizes = |out: &mut Vec<u8>| {
+                out.extend(crc.to_le_bytes());
+                out.extend(length.to_le_bytes());
+                out.extend((if wide { u32::MAX } else { length }).to_le_bytes());
+                out.extend((name.len() as u16).to_le_bytes());
+            };
+            out.extend(LOCAL);
+            out.extend([0; 10]);
+            sizes(&mut out);
+            out.extend(7u16.to_le_bytes());
+            out.extend(name.as_bytes());
+            out.extend([0x46, 0x42, 3, 0, b'Z', b'Z', b'Z']);
+            out.extend(*content);
+
+            directory.extend(CENTRAL);
+            directory.extend([0; 12]);
+            sizes(&mut directory);
+            let extra: Vec<u8> = if wide {
+                let fields = [u64::from(length), u64::from(offset)];
+                let body = fields.iter().flat_map(|field| field.to_le_bytes());
+                [1, 0, 16, 0].into_iter().chain(body).collect()
+            } else {
+                Vec::new()
+            };
+            directory.extend((extra.len() as u16).to_le_bytes());
+            directory.extend([0; 10]);
+            directory.extend((if wide { u32::MAX } else { offset }).to_le_bytes());
+            directory.extend(name.as_bytes());
+            directory.extend(extra);
+        }
+        let (start, size) = (out.len() as u64, directory.len() as u64);
+        out.extend(directory);
+        if wide {
+            let at = out.len() as u64;
+            out.extend(END64);
+            out.extend([0; 28]);
+            out.extend((files.len() as u64).to_le_bytes());
+            out.extend(size.to_le_bytes());
+            out.extend(start.to_le_bytes());
+            out.extend(LOCATOR64);
+            out.extend([0; 4]);
+            out.extend(at.to_le_bytes());
+            out.extend([1, 0, 0, 0]);
+        }
+        let count = if wide { u16::MAX } else { files.len() as u16 };
+        out.extend(END);
+        out.extend([0; 6]);
+        out.extend(count.to_le_bytes());
+        out.extend((size as u32).to_le_bytes());
+        out.extend((if wide { u32::MAX } else { start as u32 }).to_le_bytes());
+        out.extend(4u16.to_le_bytes());
+        out.extend(b"note");
+        out
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        crc.sum()
+    }
+
+    const FILES: [(&str, &[u8]); 3] =
+        [("a/data.pkl", b"pickle"), ("a/data/0", &[1, 2, 3, 4, 5]), ("a/empty", b"")];
+
+    #[test]
+    fn entries_come_back_by_name() {
+        for wide in [false, true] {
+            let bytes = archive(&FILES, wide);
+            let found: Vec<_> =
+                entries(&bytes).unwrap().into_iter().map(|e| (e.name, e.bytes)).collect();
+            let expected: Vec<_> = FILES.iter().map(|(n, b)| ((*n).to_owned(), *b)).collect();
+            assert_eq!(found, expected, "wide {wide}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_or_compressed_says_so() {
+        for wide in [false, true] {
+            let bytes = archive(&FILES, wide);
+            // The comment's length is not checked: only the end record matters.
+            for length in 0..bytes.len() - 4 {
+                assert!(entries(&bytes[..length]).is_err(), "{length} of {}", bytes.len());
+            }
+        }
+        let mut compressed = archive(&FILES, false);
+        let at = compressed.windows(4).position(|w| w == CENTRAL).unwrap();
+        compressed[at + 10] = 8;
+        assert!(entries(&compressed).err().unwrap().contains("compressed"));
+        let mut moved = archive(&FILES, false);
+        moved[at + 42] = 1;
+        assert!(entries(&moved).err().unwrap().contains("a/data.pkl"));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_archives_never_panic(
+            wide in any::<bool>(),
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = archive(&FILES, wide);
+            for (at, value) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            let length = cut.index(bytes.len() + 1);
+            let _ = entries(&bytes[..length]);
+            let _ = entries(&bytes);
+        }
+    }
+}
