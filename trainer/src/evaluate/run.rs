@@ -71,6 +71,10 @@ pub struct EvaluateArgs {
     /// tiles are drawn on white
     #[arg(long, value_name = "DIR", requires = "picture_gene")]
     picture_images: Option<PathBuf>,
+    /// Directory that keeps the U-Nets' maps, for this and for `finetune` [default: features in
+    /// the output directory]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -211,8 +215,11 @@ impl Setting<'_> {
         }
         if let Some(directory) = &fold.unet {
             let unet = finetune::open_unet(directory, self.device)?;
-            let rows: Vec<usize> = training.iter().chain(&test).copied().collect();
-            let cache = self.args.output.join("features").join(&fold.name);
+            // In the dataset's order: folds that share a U-Net and their sections share its maps.
+            let mut rows: Vec<usize> = training.iter().chain(&test).copied().collect();
+            rows.sort_unstable();
+            let own = self.args.output.join("features");
+            let cache = self.args.cache.as_ref().unwrap_or(&own);
             let features = material::compute_features(
                 self.dataset,
                 &rows,
@@ -220,7 +227,7 @@ impl Setting<'_> {
                 self.args.seed,
                 Some(&unet),
                 Some(self.encoder),
-                Some(&cache),
+                Some(cache),
             )?;
             let variants = [
                 (ENCODER_ONLY, features.without_diffusion()),

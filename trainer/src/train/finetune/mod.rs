@@ -73,6 +73,9 @@ pub struct FinetuneArgs {
     /// Do without the U-Net's features
     #[arg(long)]
     no_diffusion: bool,
+    /// Directory that keeps the U-Net's maps, as `evaluate` does [default: a temporary one]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -230,7 +233,8 @@ pub fn run(args: &FinetuneArgs) -> Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(&args.output).map_err(Error::io(&args.output))?;
-    let cache = args.output.join("features");
+    let own = args.output.join("features");
+    let cache = args.cache.as_ref().unwrap_or(&own);
     let features = material::compute_features(
         &dataset,
         &rows,
@@ -238,7 +242,7 @@ pub fn run(args: &FinetuneArgs) -> Result<()> {
         args.seed,
         unet.as_ref(),
         encoder.as_ref(),
-        Some(&cache),
+        Some(cache),
     )?;
     let job = Job {
         dataset: &dataset,
@@ -254,7 +258,7 @@ pub fn run(args: &FinetuneArgs) -> Result<()> {
     let mut log = Log::new(Some(&args.output.join("metrics.jsonl")), true, "")?;
     let head = job.train(Some((&folder, record.key())), &mut log)?;
     record.save(&head, &args.output)?;
-    for folder in [folder, cache] {
+    for folder in [folder, own] {
         if folder.exists() {
             std::fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
         }
