@@ -49,23 +49,30 @@ fn two_runs_and_any_number_of_threads_give_the_same_bytes() {
 }
 
 #[test]
-fn predictions_at_given_centres_keep_ids_and_order_and_agree_with_onnxruntime() {
+fn predictions_at_given_centres_keep_order_and_columns_and_agree_with_onnxruntime() {
     let output = tempfile::tempdir().unwrap();
     let centres = output.path().join("spots.tsv");
-    std::fs::write(&centres, "spot\tx\ty\nlast\t900\t1000\nfirst\t300\t400\nodd, id\t700\t512\n")
-        .unwrap();
-    let slide = data("her2st-crops/images/C2.jpg");
+    let table = "spot\tx\ty\tzone\tcluster\nlast\t900\t1000\ttumour\t007\n\
+                 first\t300\t400\t\t1\nodd, id\t700\t512\t\"a\"\t2\n";
+    std::fs::write(&centres, table).unwrap();
+    // PNG, so that onnxruntime is asked about the very same pixels.
+    let slide = output.path().join("C2.png");
+    python("to_png.py", &[&data("her2st-crops/images/C2.jpg"), &slide]);
     let arguments = ["--mpp", "0.69", "--at", centres.to_str().unwrap(), "--genes", "ERBB2,CD74"];
     let out = output.path().join("out");
     predict(&slide, &out, &arguments).ok();
     let found = read(&out, "C2", Some(&slide));
     assert_eq!(found["tiles"], 3);
     assert_eq!(found["genes"], 2);
+    assert!(found["difference"].as_f64().unwrap() < 1e-4, "{found}");
     assert_eq!(found["x"], serde_json::json!([788.0, 188.0, 588.0]));
-    let ids: Vec<&str> = found["ids"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
-    for (id, spot) in ids.iter().zip(["last", "first", "odd, id"]) {
-        assert!(id.contains(spot), "{ids:?}");
-    }
+    assert_eq!(found["ids"], serde_json::json!(["last", "first", "odd, id"]));
+    let given = serde_json::json!({
+        "spot": ["last", "first", "odd, id"],
+        "zone": ["tumour", "", "a"],
+        "cluster": ["007", "1", "2"],
+    });
+    assert_eq!(found["given"], given);
 }
 
 #[test]

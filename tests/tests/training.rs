@@ -136,7 +136,8 @@ fn the_whole_way_from_sections_to_predictions() {
     println!("{printed}");
 
     // The runtime predicts at the spots; onnxruntime agrees on the same pixels.
-    let slide = data("her2st-crops/images/B4.jpg");
+    let slide = work.path().join("B4.png");
+    python("to_png.py", &[&data("her2st-crops/images/B4.jpg"), &slide]);
     // On whole pixels, so that tiles are the image's own bytes.
     let table = std::fs::read_to_string(data("her2st-crops/spots/B4_selection.tsv")).unwrap();
     let mut centres = "spot,x,y\n".to_owned();
@@ -165,6 +166,8 @@ fn the_whole_way_from_sections_to_predictions() {
     let found =
         python("read_outputs.py", &[Path::new(&out), Path::new("B4"), Path::new(&model), &slide]);
     assert!(found.contains("\"tiles\": 25"), "{found}");
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert!(found["difference"].as_f64().unwrap() < 1e-4, "{found}");
 }
 
 #[test]
