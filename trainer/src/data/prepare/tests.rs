@@ -143,9 +143,9 @@ fn a_killed_run_goes_on_from_the_slides_it_cut() {
     let partial = Partial::create(&output, false).unwrap();
     let mut first = Work::new(&arguments, importer("legacy-st").unwrap(), partial.path());
     first.add("C1", "C1".into()).unwrap();
+    drop(first);
     // As a kill leaves it.
     std::mem::forget(partial);
-    drop(first);
     // The image's pixels are not needed again: what differs now is in the middle of the file,
     // which does not tell one file from another.
     let image = source.path().join("images/C1.png");
