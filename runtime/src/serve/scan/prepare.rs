@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use diffbulk_link::message::Objective;
 use diffbulk_link::units::UmPerPx;

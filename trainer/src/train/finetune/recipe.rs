@@ -142,6 +142,7 @@ impl Recipe {
             "edge" => Ok(Self {
                 branch_out: 32,
                 groups: 8,
+                map_statistics: true,
                 standardized: true,
                 foundation_width: Some(128),
                 activated: true,
