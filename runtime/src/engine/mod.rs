@@ -81,14 +81,18 @@ pub struct OperatorTime {
     pub microseconds: f64,
 }
 
+/// Loads a model into an engine. The graph comes apart from the model, so that it can be let go once
+/// it is read.
+pub type Open = fn(&Model, Cow<ModelProto>) -> Result<Box<dyn Engine>>;
+
 /// One entry of the list of engines.
 pub struct Registration {
     /// Name the user asks for.
     pub name: &'static str,
     /// What it is, in a few words.
     pub about: &'static str,
-    /// Loads a model into it, whose graph comes apart so that it can be let go once it is read.
-    pub open: fn(&Model, Cow<ModelProto>) -> Result<Box<dyn Engine>>,
+    /// Loads a model into it.
+    pub open: Open,
 }
 
 /// All engines, the default one first.

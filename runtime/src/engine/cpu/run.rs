@@ -139,6 +139,7 @@ fn scaled(parts: &Range<usize>, by: usize) -> Range<usize> {
 ///
 /// # Safety
 /// As [`run`].
+#[expect(clippy::mut_from_ref, reason = "as in `Arena::write`: the caller sees to exclusive use")]
 unsafe fn epilogue<'a>(
     out: &Out,
     arena: &'a Arena,

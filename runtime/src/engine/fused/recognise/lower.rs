@@ -532,7 +532,7 @@ pub(in super::super) fn whole(model: TypedModel) -> TractResult<FusedGraph> {
                 .shape
                 .as_concrete()
                 .with_context(|| format!("{outlet:?} has a shape that depends on the data"))?;
-            check_size(&shape)?;
+            check_size(shape)?;
             ids.push(buffers.len());
             shapes.push(shape.to_vec());
             ensure!(
