@@ -1,13 +1,18 @@
 //! Run the fused predictor. Every engine is one [`Engine`] implementation, asked for by name.
 //!
 //! [`open`] is the way in; [`ENGINES`] is the one list of what there is. Besides, [`Runner`] runs
-//! any other ONNX file (an image encoder, an export under test) with the same loader.
+//! any other ONNX file (an image encoder, an export under test) with the same loader, and [`Probe`]
+//! shows its inner tensors.
 
 mod cpu;
 pub mod fused;
+mod pixels;
+mod probe;
 mod runner;
 mod tract;
 
+pub use pixels::{Normalization, Pixels};
+pub use probe::{Probe, ProbeSession};
 pub use runner::{Runner, RunnerSession};
 
 use std::borrow::Cow;
