@@ -1,6 +1,7 @@
 //! How the pixels of a tile become the input of any ONNX image model.
 
 use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::internal::ensure;
 
 use crate::model::pb::tensor_proto::DataType;
 use crate::model::{Dim, OnnxFile};

@@ -1,0 +1,274 @@
+use std::ops::Range;
+
+use super::output::Output;
+use super::pack::{BLOCK, DEPTH, Packed, Window};
+use super::{depthwise, scalar};
+use crate::error::check_length;
+use crate::{ConvSpec, Isa, KernelError};
+
+/// Pixels whose sums are computed before they are written: few enough to stay in the first cache.
+const CHUNK: usize = 48;
+
+/// Where the bytes of a pixel's window lie: runs of `groups` x [`DEPTH`] bytes from these starts on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Runs<'a> {
+    /// First byte of each run after the pixel's own offset.
+    pub starts: &'a [usize],
+    /// Groups of bytes in a run.
+    pub groups: usize,
+}
+
+/// Computes the sums of all blocks for the pixels at `offsets`; `sums` holds zeros, one row of
+/// `packed.blocks * BLOCK` a pixel.
+pub(super) type Chunk = unsafe fn(&[u8], &[usize], Runs, &Packed, &mut [i32]);
+
+/// An integer convolution with its weights prepared for one instruction set. Immutable: share it between
+/// threads.
+#[derive(Debug)]
+pub struct Conv2d {
+    spec: ConvSpec,
+    isa: Isa,
+    zero_point: u8,
+    /// Added to every sum: bias, and what the zero point takes away.
+    bias: Vec<i32>,
+    weights: Weights,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Dense { packed: Packed, starts: Vec<usize>, groups: usize, flip: u8 },
+    Depthwise(Vec<i16>),
+}
+
+impl Conv2d {
+    /// Prepares weights `[out_channels, in_channels, kernel_height, kernel_width]` (`[channels, 1, ..]` if
+    /// depthwise) and an optional bias of scale input x weight, for inputs whose zero is `zero_point`. The
+    /// spec has one source, read as it is.
+    ///
+    /// # Errors
+    /// A shape that contradicts itself or the slices, or an instruction set this machine lacks.
+    pub fn new(
+        isa: Isa,
+        spec: &ConvSpec,
+        zero_point: u8,
+        weights: &[i8],
+        bias: Option<&[i32]>,
+    ) -> Result<Self, KernelError> {
+        let isa = isa.require()?;
+        spec.check()?;
+        if spec.sources.len() != 1 || spec.sources[0].upsample {
+            return Err(KernelError::Shape(
+                "integer convolution: give one source, not enlarged".into(),
+            ));
+        }
+        check_length("integer convolution weights", weights.len(), spec.weights_len())?;
+        if let Some(bias) = bias {
+            check_length("integer convolution bias", bias.len(), spec.out_channels)?;
+        }
+        let flip = if spec.depthwise { 0 } else { flip(isa) };
+        let per_output = spec.weights_len() / spec.out_channels;
+        let shift = i32::from(flip) - i32::from(zero_point);
+        let bias = weights
+            .chunks_exact(per_output)
+            .enumerate()
+            .map(|(output, weights)| {
+                let sum: i32 = weights.iter().map(|w| i32::from(*w)).sum();
+                // Wraps as the sums themselves do.
+                bias.map_or(0, |bias| bias[output]).wrapping_add(sum.wrapping_mul(shift))
+            })
+            .collect();
+        let prepared = if spec.depthwise {
+            Weights::Depthwise(depthwise::pack(spec, weights))
+        } else {
+            let window = Window::of(spec);
+            let [height, width] = spec.kernel;
+            // Neighbouring taps of a row are one run.
+            let joined = spec.dilation[1] == 1;
+            let run = if joined { width } else { 1 };
+            let starts = (0..height * width / run)
+                .map(|index| {
+                    let (down, across) = (index * run / width, index * run % width);
+                    down * spec.dilation[0] * window.row
+                        + across * spec.dilation[1] * window.pixel
+                })
+                .collect();
+            Weights::Dense {
+                packed: Packed::new(spec, weights, isa == Isa::Avx2 || isa == Isa::Avx512),
+                starts,
+                groups: run * window.pixel / DEPTH,
+                flip,
+            }
+        };
+        Ok(Self { spec: spec.clone(), isa, zero_point, bias, weights: prepared })
+    }
+
+    /// The shape it was prepared for.
+    pub fn spec(&self) -> &ConvSpec {
+        &self.spec
+    }
+
+    /// The instruction set it was prepared for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Bytes of prepared weights.
+    pub fn weight_bytes(&self) -> usize {
+        let own = match &self.weights {
+            Weights::Dense { packed, .. } => packed.data.len(),
+            Weights::Depthwise(weights) => weights.len() * 2,
+        };
+        own + self.bias.len() * 4
+    }
+
+    /// Bytes of scratch that a call for `rows` output rows needs.
+    pub fn scratch_len(&self, rows: usize) -> usize {
+        match &self.weights {
+            Weights::Dense { flip, .. } if *flip != 0 || !Window::is_source(&self.spec) => {
+                Window::of(&self.spec).bytes(&self.spec, rows)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Sums of scratch that a call needs.
+    pub fn sums_len(&self) -> usize {
+        CHUNK * self.spec.out_channels.next_multiple_of(BLOCK) + CHUNK
+    }
+
+    /// Computes output rows `rows` of the map `source`, `[height, width, channels]`.
+    ///
+    /// # Panics
+    /// A slice that does not fit the shape.
+    pub fn run(
+        &self,
+        source: &[u8],
+        output: &mut Output,
+        scratch: &mut [u8],
+        sums: &mut [i32],
+        rows: Range<usize>,
+    ) {
+        let spec = &self.spec;
+        assert_eq!(source.len(), spec.source_len(&spec.sources[0]), "source map");
+        assert!(rows.start <= rows.end && rows.end <= spec.out_height(), "rows {rows:?}");
+        let width = spec.out_width();
+        assert_eq!(output.len(), rows.len() * width * spec.out_channels, "destination");
+        assert!(scratch.len() >= self.scratch_len(rows.len()), "scratch");
+        assert!(sums.len() >= self.sums_len(), "scratch of sums");
+        if rows.is_empty() {
+            return;
+        }
+        match &self.weights {
+            Weights::Depthwise(weights) => {
+                let sums = &mut sums[..spec.out_channels];
+                let run = depthwise_pixel(self.isa);
+                for index in 0..rows.len() * width {
+                    sums.copy_from_slice(&self.bias);
+                    let at = [rows.start + index / width, index % width];
+                    // SAFETY: `isa` was found on this machine when `self` was made.
+                    unsafe { run(spec, source, self.zero_point, weights, at, sums) };
+                    output.take(index, sums, spec.out_channels, spec.out_channels);
+                }
+            }
+            Weights::Dense { packed, starts, groups, flip } => {
+                let window = Window::of(spec);
+                let runs = Runs { starts, groups: *groups };
+                let (source, first) = if *flip == 0 && Window::is_source(spec) {
+                    (source, rows.start)
+                } else {
+                    let scratch = &mut scratch[..window.bytes(spec, rows.len())];
+                    window.fill(
+                        spec,
+                        source,
+                        self.zero_point,
+                        *flip,
+                        rows.start,
+                        rows.len(),
+                        scratch,
+                    );
+                    (&*scratch, 0)
+                };
+                self.dense(source, window, first, rows.len() * width, runs, packed, output, sums);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn dense(
+        &self,
+        source: &[u8],
+        window: Window,
+        first: usize,
+        pixels: usize,
+        runs: Runs,
+        packed: &Packed,
+        output: &mut Output,
+        sums: &mut [i32],
+    ) {
+        let spec = &self.spec;
+        let (width, step) = (spec.out_width(), packed.blocks * BLOCK);
+        let offset = |index: usize| {
+            (first + index / width) * spec.stride[0] * window.row
+                + index % width * spec.stride[1] * window.pixel
+        };
+        // What every kernel reads without looking: the last byte of the last pixel's last run.
+        let last = offset(pixels - 1) + runs.starts.last().copied().unwrap_or(0);
+        assert!(last + runs.groups * DEPTH <= source.len(), "a window ends beyond its rows");
+        assert_eq!(packed.data.len(), packed.planes * packed.plane_bytes());
+        assert_eq!(packed.groups, runs.groups * runs.starts.len());
+        let chunk = chunk(self.isa);
+        let mut offsets = [0; CHUNK];
+        for start in (0..pixels).step_by(CHUNK) {
+            let count = CHUNK.min(pixels - start);
+            for (index, to) in offsets[..count].iter_mut().enumerate() {
+                *to = offset(start + index);
+            }
+            let sums = &mut sums[..count * step];
+            for sums in sums.chunks_exact_mut(step) {
+                sums[..self.bias.len()].copy_from_slice(&self.bias);
+                sums[self.bias.len()..].fill(0);
+            }
+            // SAFETY: `isa` was found on this machine when `self` was made, and all that is read lies within
+            // `source` and `packed` as asserted above.
+            unsafe { chunk(source, &offsets[..count], runs, packed, sums) };
+            output.take(start, sums, step, spec.out_channels);
+        }
+    }
+}
+
+/// What is xored onto activations: aarch64 multiplies signed bytes only.
+fn flip(isa: Isa) -> u8 {
+    match isa {
+        Isa::Neon | Isa::NeonDot | Isa::NeonI8mm | Isa::NeonFp16 => 0x80,
+        _ => 0,
+    }
+}
+
+fn chunk(isa: Isa) -> Chunk {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => super::x86::maddubs,
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => super::x86::dot256,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => super::x86::dot512,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonFp16 => super::arm::multiply,
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot | Isa::NeonI8mm => super::arm::dot,
+        _ => scalar::chunk,
+    }
+}
+
+type DepthwisePixel = unsafe fn(&ConvSpec, &[u8], u8, &[i16], [usize; 2], &mut [i32]);
+
+fn depthwise_pixel(isa: Isa) -> DepthwisePixel {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::AvxVnni => super::x86::depthwise256,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Vnni => super::x86::depthwise512,
+        // Neon is part of every aarch64 build.
+        _ => depthwise::pixel,
+    }
+}

@@ -1,0 +1,214 @@
+//! AVX2 (`maddubs`), AVX-VNNI and AVX-512 VNNI (`vpdpbusd`).
+
+use std::arch::x86_64::*;
+
+use super::conv::Runs;
+use super::depthwise;
+use super::pack::{BLOCK, DEPTH, Packed};
+use crate::ConvSpec;
+
+/// Runs `$tile::<pixels, blocks>` over all pixels and blocks, the widest first.
+macro_rules! over {
+    ($tile:ident, [$($pixels:literal),+], $blocks:literal, $source:ident, $offsets:ident, $runs:ident,
+     $packed:ident, $sums:ident) => {
+        for plane in 0..$packed.planes {
+            let plane = $packed.data.as_ptr().add(plane * $packed.plane_bytes());
+            let step = $packed.blocks * BLOCK;
+            let mut block = 0;
+            while block < $packed.blocks {
+                let weights = plane.add(block * $packed.block_bytes());
+                let sums = $sums.as_mut_ptr().add(block * BLOCK);
+                let wide = $packed.blocks - block >= $blocks;
+                let mut done = 0;
+                $(
+                    while $offsets.len() - done >= $pixels {
+                        let offsets = &$offsets[done..done + $pixels];
+                        let to = sums.add(done * step);
+                        let tile = if wide { $tile::<$pixels, $blocks> } else { $tile::<$pixels, 1> };
+                        tile($source, offsets, $runs, weights, $packed.block_bytes(), to, step);
+                        done += $pixels;
+                    }
+                )+
+                block += if wide { $blocks } else { 1 };
+            }
+        }
+    };
+}
+
+/// Four bytes of the source in every lane.
+macro_rules! four {
+    ($set:ident, $at:expr) => {
+        $set($at.cast::<i32>().read_unaligned())
+    };
+}
+
+/// # Safety
+/// AVX-512 VNNI, and what `conv` asserts of the windows. So for all functions here.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn dot512(
+    source: &[u8],
+    offsets: &[usize],
+    runs: Runs,
+    packed: &Packed,
+    sums: &mut [i32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { over!(tile512, [12, 6, 4, 2, 1], 2, source, offsets, runs, packed, sums) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile512<const P: usize, const B: usize>(
+    source: &[u8],
+    offsets: &[usize],
+    runs: Runs,
+    weights: *const i8,
+    block_bytes: usize,
+    sums: *mut i32,
+    step: usize,
+) {
+    // SAFETY: the caller's promise: every run lies within the source, every group within the block, and
+    // `sums` has `P` rows of `step` with `B` blocks in each.
+    unsafe {
+        let mut acc = [[_mm512_setzero_si512(); B]; P];
+        for p in 0..P {
+            for b in 0..B {
+                acc[p][b] = _mm512_loadu_si512(sums.add(p * step + b * BLOCK).cast());
+            }
+        }
+        let from: [*const u8; P] = std::array::from_fn(|p| source.as_ptr().add(offsets[p]));
+        let mut w = weights;
+        for &start in runs.starts {
+            for group in 0..runs.groups {
+                let at = start + group * DEPTH;
+                let wide: [__m512i; B] =
+                    std::array::from_fn(|b| _mm512_loadu_si512(w.add(b * block_bytes).cast()));
+                for p in 0..P {
+                    let x = four!(_mm512_set1_epi32, from[p].add(at));
+                    for b in 0..B {
+                        acc[p][b] = _mm512_dpbusd_epi32(acc[p][b], x, wide[b]);
+                    }
+                }
+                w = w.add(BLOCK * DEPTH);
+            }
+        }
+        for p in 0..P {
+            for b in 0..B {
+                _mm512_storeu_si512(sums.add(p * step + b * BLOCK).cast(), acc[p][b]);
+            }
+        }
+    }
+}
+
+/// A tile of 256-bit registers, two a block, with `$dot(sum, bytes, weights)`.
+macro_rules! tile256 {
+    ($name:ident, $features:literal, $dot:ident) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const P: usize, const B: usize>(
+            source: &[u8],
+            offsets: &[usize],
+            runs: Runs,
+            weights: *const i8,
+            _block_bytes: usize,
+            sums: *mut i32,
+            step: usize,
+        ) {
+            // SAFETY: as for `tile512`, with `B` 1.
+            unsafe {
+                let mut acc = [[_mm256_setzero_si256(); 2]; P];
+                for p in 0..P {
+                    for half in 0..2 {
+                        acc[p][half] = _mm256_loadu_si256(sums.add(p * step + half * 8).cast());
+                    }
+                }
+                let from: [*const u8; P] =
+                    std::array::from_fn(|p| source.as_ptr().add(offsets[p]));
+                let mut w = weights;
+                for &start in runs.starts {
+                    for group in 0..runs.groups {
+                        let at = start + group * DEPTH;
+                        let low = _mm256_loadu_si256(w.cast());
+                        let high = _mm256_loadu_si256(w.add(32).cast());
+                        for p in 0..P {
+                            let x = four!(_mm256_set1_epi32, from[p].add(at));
+                            acc[p][0] = $dot(acc[p][0], x, low);
+                            acc[p][1] = $dot(acc[p][1], x, high);
+                        }
+                        w = w.add(BLOCK * DEPTH);
+                    }
+                }
+                for p in 0..P {
+                    for half in 0..2 {
+                        _mm256_storeu_si256(sums.add(p * step + half * 8).cast(), acc[p][half]);
+                    }
+                }
+            }
+        }
+    };
+}
+
+/// The dot product in two steps; exact while no pair of products saturates 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs(sum: __m256i, bytes: __m256i, weights: __m256i) -> __m256i {
+    let products = _mm256_maddubs_epi16(bytes, weights);
+    _mm256_add_epi32(sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+}
+
+tile256!(tile_maddubs, "avx2", pairs);
+tile256!(tile_vnni, "avx2,avxvnni", _mm256_dpbusd_avx_epi32);
+
+/// # Safety
+/// AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn maddubs(
+    source: &[u8],
+    offsets: &[usize],
+    runs: Runs,
+    packed: &Packed,
+    sums: &mut [i32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { over!(tile_maddubs, [4, 2, 1], 1, source, offsets, runs, packed, sums) }
+}
+
+/// # Safety
+/// AVX-VNNI.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) unsafe fn dot256(
+    source: &[u8],
+    offsets: &[usize],
+    runs: Runs,
+    packed: &Packed,
+    sums: &mut [i32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { over!(tile_vnni, [4, 2, 1], 1, source, offsets, runs, packed, sums) }
+}
+
+/// # Safety
+/// AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn depthwise256(
+    spec: &ConvSpec,
+    source: &[u8],
+    zero: u8,
+    weights: &[i16],
+    at: [usize; 2],
+    sums: &mut [i32],
+) {
+    depthwise::pixel(spec, source, zero, weights, at, sums);
+}
+
+/// # Safety
+/// AVX-512 F, BW and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn depthwise512(
+    spec: &ConvSpec,
+    source: &[u8],
+    zero: u8,
+    weights: &[i16],
+    at: [usize; 2],
+    sums: &mut [i32],
+) {
+    depthwise::pixel(spec, source, zero, weights, at, sums);
+}
