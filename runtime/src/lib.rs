@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`slide`] opens the pixels, [`tissue`] and [`tiling`] say which tiles to
 //! look at, [`model`] describes the ONNX file, [`engine`] runs it, [`predict`] ties them together
-//! on bounded queues and [`output`] writes the rows. [`cli`] only turns arguments into calls.
+//! on bounded queues and [`output`] writes the rows; [`bench`] measures. [`cli`] only turns arguments into calls.
 
 pub mod anndata;
 pub mod bench;

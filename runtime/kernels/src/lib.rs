@@ -7,6 +7,7 @@
 //! - Instruction sets are chosen at run time ([`Isa`]). Each kernel is written once, generic over vectors, and compiled
 //!   for each instruction set; plain Rust ([`Isa::Scalar`]) is one of them and the fallback. The tests compare all of
 //!   them with a reference in nested loops.
+//! - [`int8`] holds the same for integers.
 //! - A call computes a range of output rows into a slice that holds just those rows, so one operator splits over
 //!   threads. No output value depends on the split: any number of threads gives the same bits.
 //! - Instruction sets may differ from each other by rounding; the tests state the bounds.
@@ -23,6 +24,7 @@ mod error;
 mod finish;
 mod group_norm;
 mod image;
+pub mod int8;
 mod inverted_residual;
 mod isa;
 mod math;

@@ -1,3 +1,4 @@
 //! Benchmarks as a user's command.
 
 pub mod engine;
+pub mod quant;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::print;
+use super::{bench_quant, print};
 use crate::bench::engine;
 use crate::engine::ENGINES;
 use crate::{Error, Result};
@@ -20,6 +20,11 @@ pub(super) struct Arguments {
 enum What {
     /// Time an engine on a model: tiles, operators, loading, memory.
     Engine(EngineArguments),
+    /// Compare models of several precisions: accuracy, speed, memory and size.
+    Quant(Box<bench_quant::Arguments>),
+    /// Run one model once and print the result as JSON; `quant` starts these.
+    #[command(hide = true)]
+    Cell(bench_quant::CellArguments),
 }
 
 #[derive(Debug, Args)]
@@ -64,6 +69,8 @@ enum Mode {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.what {
         What::Engine(arguments) => run_engine(arguments),
+        What::Quant(arguments) => bench_quant::run(arguments),
+        What::Cell(arguments) => bench_quant::run_cell(arguments),
     }
 }
 

@@ -4,6 +4,7 @@
 //! the outcome into an exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped on request.
 
 mod bench;
+mod bench_quant;
 mod info;
 mod interrupt;
 mod model;
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Info(arguments) => info::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Model(arguments) => model::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
