@@ -20,6 +20,8 @@ pub mod scheme;
 pub mod sensitivity;
 pub mod split;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod weight_only;
 
 pub use recipe::{Precision, QuantizeFlags};

@@ -293,14 +293,13 @@ fn tile_map(map: &Map) -> String {
             side + 20.0
         );
         for ((cx, cy), value) in &tiles {
-            let dark = (value / top * 255.0) as u8;
+            let pale = 255 - (value / top * 255.0) as u8;
             let _ = write!(
                 text,
                 "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{dot:.1}\" height=\"{dot:.1}\" \
-                 fill=\"rgb(255,{1},{1})\" stroke=\"#ddd\" stroke-width=\".5\"><title>{value:.4}\
+                 fill=\"rgb(255,{pale},{pale})\" stroke=\"#ddd\" stroke-width=\".5\"><title>{value:.4}\
                  </title></rect>",
                 (cx - left) * scale + 10.0 - dot / 2.0,
-                255 - dark,
                 (cy - up) * scale + 10.0 - dot / 2.0,
             );
         }
