@@ -5,6 +5,7 @@ use diffbulk_kernels as kernels;
 
 use tract_onnx::prelude::Datum;
 
+use super::integer::tables;
 use crate::engine::fused::{
     Activation, BufferId, BufferSpec, Channels, Core, FusedGraph, FusedOp, Input, Layout, Padding,
     Pool, Step,
@@ -153,6 +154,16 @@ impl Legal {
                 }
                 self.with_epilogue(op, Lead::Bias);
             }
+            Core::IntegerConv(conv) => {
+                let exact = match op.steps.first() {
+                    Some(Step::Offset(bias)) => conv.integer_bias(bias).is_some(),
+                    _ => true,
+                };
+                match tables(&op.steps).filter(|_| exact) {
+                    Some(tables) => self.with_tables(op, tables.used),
+                    None => self.with_epilogue(op, Lead::Bias),
+                }
+            }
             Core::Pool(pool) if is_mean_2x2(pool) => self.with_epilogue(op, Lead::None),
             Core::Image { .. } | Core::Attention(_) | Core::Pool(_) => self.storing(op, 0),
             Core::GroupNorm { .. } => {
@@ -215,6 +226,24 @@ impl Legal {
         }
     }
 
+    /// An integer convolution whose first `used` steps are tables.
+    fn with_tables(&mut self, mut op: FusedOp, used: usize) {
+        let rest = op.steps.split_off(used);
+        let last = match op.steps.last() {
+            Some(Step::Store(buffer)) => *buffer,
+            _ => {
+                let layout = self.out.buffers_layout(&op, &rest);
+                let buffer = self.temporary(layout);
+                op.steps.push(Step::Store(buffer));
+                buffer
+            }
+        };
+        self.out.ops.push(op);
+        if !rest.is_empty() {
+            self.map(vec![Input { buffer: last, upsample: 1 }], rest);
+        }
+    }
+
     /// A core whose kernel has an epilogue.
     fn with_epilogue(&mut self, mut op: FusedOp, lead: Lead) {
         for k in 0..op.steps.len() {
@@ -262,6 +291,15 @@ impl FusedGraph {
             outputs: self.outputs.clone(),
             arena_bytes: 0,
         }
+    }
+
+    /// Layout of what `op` makes, whose steps go on with `rest`.
+    fn buffers_layout(&self, op: &FusedOp, rest: &[Step]) -> Layout {
+        let stores = op.steps.iter().chain(rest).filter_map(|step| match step {
+            Step::Store(buffer) => Some(*buffer),
+            _ => None,
+        });
+        stores.take(1).last().map_or(Layout::vector(0), |id| self.buffers[id].layout.clone())
     }
 
     /// Layout of what comes out of the core of `op`.

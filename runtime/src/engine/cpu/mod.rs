@@ -7,6 +7,7 @@
 //! depends on how many there are, and nothing is allocated for a tile.
 
 mod arena;
+mod integer;
 mod legalise;
 mod plain;
 mod program;

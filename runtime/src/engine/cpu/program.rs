@@ -9,6 +9,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::{TractErrorContext, anyhow, bail, ensure};
 
 use super::arena::Place;
+use super::integer::{self, Finish};
 use super::legalise::{self, Lead, is_kernel_map, is_mean_2x2, legalise};
 use super::residual;
 use crate::engine::fused::{
@@ -73,6 +74,11 @@ pub(super) enum Work {
         kernel: Box<Conv2d>,
         sources: Vec<Place>,
         out: Out,
+    },
+    /// A convolution with integers; where bytes are not its results, reals go through `out`.
+    Integer {
+        conv: Box<integer::Ready>,
+        out: Option<Out>,
     },
     /// A function of each pixel.
     Pointwise {
@@ -428,6 +434,36 @@ impl Prepare<'_> {
                 let out = self.out(&op, found)?;
                 let rows = kernel.spec().out_height();
                 (Work::Conv { kernel: Box::new(kernel), sources, out }, rows)
+            }
+            Core::IntegerConv(ref conv) => {
+                let bias = match op.steps.first() {
+                    Some(Step::Offset(bias)) => Some(bias),
+                    _ => None,
+                };
+                let sources = op.inputs.iter().map(|input| integer::Source {
+                    place: self.place(input.buffer),
+                    dims: self.dims(input.buffer),
+                    upsample: input.upsample,
+                });
+                let ready = integer::Ready::new(
+                    self.isa,
+                    &op,
+                    conv,
+                    sources.collect(),
+                    |id| self.place(id),
+                    bias,
+                )
+                .map_err(kernel_error)?;
+                about.kernel = format!("int8 {}", self.isa.name());
+                self.scratch = self.scratch.max(ready.scratch_len());
+                let out = match ready.finish {
+                    Finish::Bytes { .. } => None,
+                    Finish::Reals { .. } => {
+                        Some(self.out(&op, legalise::epilogue(&op.steps, Lead::Bias))?)
+                    }
+                };
+                let rows = ready.rows();
+                (Work::Integer { conv: Box::new(ready), out }, rows)
             }
             Core::Map if is_kernel_map(&op, &self.graph.buffers) => {
                 let found = legalise::epilogue(&op.steps, Lead::Factor);

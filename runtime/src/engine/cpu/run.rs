@@ -52,6 +52,15 @@ pub(super) unsafe fn run(
                     kernel.run(&[map(0), map(1)], &mut epilogue, dst, scratch, parts);
                 }
             }
+            Work::Integer { conv, out } => {
+                conv.run(arena, scratch, parts, |reals, rows| {
+                    if let Some(out) = out {
+                        let (dst, mut epilogue) = epilogue(out, arena, &rows);
+                        let source = Source::new(reals);
+                        kernels::pointwise(isa, out.width, out.channels, source, &mut epilogue, dst);
+                    }
+                });
+            }
             Work::Pointwise { source, factors, out } => {
                 let (dst, mut epilogue) = epilogue(out, arena, &parts);
                 let rows = scaled(&parts, out.width * out.channels);

@@ -102,6 +102,8 @@ pub enum Core {
     },
     /// Convolution over the channels of all inputs.
     Conv(Conv),
+    /// The same with integers: inputs rounded to uint8, int8 weights, int32 sums.
+    IntegerConv(IntegerConv),
     /// Matrix times the concatenated input vectors.
     Dense(Dense),
     /// The inputs themselves: steps alone, a copy, a concatenation, an upsampling.
@@ -152,6 +154,41 @@ pub struct Conv {
     pub padding: Padding,
     /// Groups of channels that do not mix.
     pub groups: usize,
+}
+
+/// A convolution whose weights are integers times one scale an output channel, of inputs that are
+/// rounded to a [`Grid`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct IntegerConv {
+    /// The same convolution of reals; padding is the real 0.
+    pub conv: Conv,
+    /// The weights as integers, in the same order.
+    pub integers: Arc<[i8]>,
+    /// Real weight over integer weight, one an output channel.
+    pub scales: Arc<[f32]>,
+    /// What all inputs are rounded to.
+    pub input: Grid,
+}
+
+/// 256 evenly spaced values: `scale * (q - zero_point)` for q from 0 to 255.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Grid {
+    /// Distance of neighbours.
+    pub scale: f32,
+    /// The q that means 0.
+    pub zero_point: u8,
+}
+
+impl Grid {
+    /// The q whose value is nearest to `x`: half to even, saturating.
+    pub fn index(self, x: f32) -> u8 {
+        ((x / self.scale).round_ties_even() + f32::from(self.zero_point)).clamp(0.0, 255.0) as u8
+    }
+
+    /// The value of `q`.
+    pub fn real(self, q: u8) -> f32 {
+        self.scale * (f32::from(q) - f32::from(self.zero_point))
+    }
 }
 
 /// Zeros around a map.
@@ -274,6 +311,8 @@ pub enum Activation {
         /// Upper.
         high: f32,
     },
+    /// The nearest value of a grid.
+    Snap(Grid),
     /// Square root.
     Sqrt,
     /// `1 / x`.
@@ -303,6 +342,7 @@ impl Activation {
                 let x = if x < low { low } else { x };
                 if x > high { high } else { x }
             }
+            Self::Snap(grid) => grid.real(grid.index(x)),
             Self::Sqrt => x.sqrt(),
             Self::Reciprocal => x.recip(),
             Self::ReciprocalSqrt => x.sqrt().recip(),
@@ -427,7 +467,7 @@ impl FusedOp {
             (height * width) as u64
         };
         match &self.core {
-            Core::Conv(conv) => {
+            Core::Conv(conv) | Core::IntegerConv(IntegerConv { conv, .. }) => {
                 let per_pixel = conv.weights.values().len() as u64;
                 self.writes().next().map_or(0, |output| pixels(output) * per_pixel)
             }

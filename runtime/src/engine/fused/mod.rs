@@ -6,6 +6,7 @@
 
 mod list;
 mod plan;
+mod quantised;
 mod recognise;
 mod show;
 
@@ -28,6 +29,7 @@ pub fn fuse(model: TypedModel) -> TractResult<FusedGraph> {
             recognise::whole(model)?
         }
     };
+    quantised::quantise(&mut graph);
     plan::plan(&mut graph);
     Ok(graph)
 }

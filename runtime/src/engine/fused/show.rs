@@ -87,6 +87,7 @@ impl fmt::Display for Activation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Clip { low, high } => write!(f, "clip {low}..{high}"),
+            Self::Snap(grid) => write!(f, "round to {} * (q - {})", grid.scale, grid.zero_point),
             Self::Silu => f.write_str("silu"),
             Self::Sigmoid => f.write_str("sigmoid"),
             Self::Sqrt => f.write_str("sqrt"),
@@ -130,6 +131,7 @@ impl fmt::Display for Core {
                 }
                 write!(f, " {}>{}", conv.channels, conv.outputs)
             }
+            Self::IntegerConv(integer) => write!(f, "int8 {}", Self::Conv(integer.conv.clone())),
             Self::Dense(dense) => write!(f, "dense {}>{}", dense.channels, dense.outputs),
             Self::Map => f.write_str("map"),
             Self::Pool(pool) => {

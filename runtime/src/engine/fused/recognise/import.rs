@@ -18,6 +18,7 @@ use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::identity::Identity;
 use tract_onnx::tract_core::ops::math;
+use tract_onnx::tract_core::ops::quant::{DequantizeLinearF32, QuantizeLinearU8};
 use tract_onnx::tract_core::ops::nn::{self, DataFormat, Reduce, Reducer, Softmax};
 use tract_onnx::tract_core::ops::source::TypedSource;
 
@@ -129,6 +130,26 @@ impl Import<'_> {
         Ok(id)
     }
 
+    /// The grid of a node that makes uint8 values, if all that read them turn them back.
+    fn snapped(&self, node: &TypedNode) -> Option<Grid> {
+        let op = node.op.downcast_ref::<ElementWiseOp>()?;
+        let quantize = op.0.downcast_ref::<QuantizeLinearU8>()?;
+        let outlet = OutletId::new(node.id, 0);
+        let readers = &node.outputs.first()?.successors;
+        let scale = |inlet: &InletId| {
+            let back = self.model.node(inlet.node).op.downcast_ref::<DequantizeLinearF32>()?;
+            let same = back.zero_point == i32::from(quantize.zero_point)
+                && (back.scale * quantize.scale - 1.0).abs() < 1e-5;
+            same.then_some(back.scale)
+        };
+        let scales: Vec<f32> = readers.iter().map(scale).collect::<Option<_>>()?;
+        let (&first, rest) = scales.split_first()?;
+        let alone = !self.model.outputs.contains(&outlet) && rest.iter().all(|s| *s == first);
+        let source = self.graph.outlets.get(node.inputs.first()?)?;
+        let floats = self.graph.values[*source].element == f32::datum_type();
+        (alone && floats).then_some(Grid { scale: first, zero_point: quantize.zero_point })
+    }
+
     /// A graph input is row-major; what reads it as a map reads a copy in that order.
     fn input(&mut self, id: Id) {
         self.graph.inputs.push(id);
@@ -188,6 +209,19 @@ impl Import<'_> {
         let live: Vec<Id> =
             inputs.iter().copied().filter(|&id| self.graph.constant(id).is_none()).collect();
         let [output] = outputs else { return Ok(Read::As(Op::Other, live)) };
+        if let (Some(grid), [input]) = (self.snapped(node), live.as_slice()) {
+            // From here on the integers are the reals they stand for.
+            let map = self.as_map(*input);
+            let layout = self.graph.values[map].layout.clone();
+            let value = &mut self.graph.values[*output];
+            (value.element, value.layout) = (f32::datum_type(), layout);
+            return Ok(Read::As(Op::Activate(Activation::Snap(grid)), vec![map]));
+        }
+        if let (true, [input]) = (op.is::<DequantizeLinearF32>(), inputs)
+            && self.graph.values[*input].element == f32::datum_type()
+        {
+            return Ok(Read::Same(*input));
+        }
         if let Some(conv) = op.downcast_ref::<cnn::Conv>()
             && let Some((conv, bias)) = self.conv(conv, inputs, *output)?
         {
