@@ -13,6 +13,7 @@ mod props;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod typed;
+pub mod widen;
 
 use std::path::Path;
 

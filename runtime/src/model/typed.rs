@@ -6,10 +6,12 @@ use std::path::Path;
 use tract_onnx::prelude::*;
 
 use super::pb;
+use super::widen::{Rounding, widen};
 use crate::{Error, Result};
 
 /// The typed graph of `proto` for one input of shape `input`, its element type as declared.
 pub(crate) fn typed(proto: &pb::ModelProto, input: &[usize]) -> TractResult<TypedModel> {
+    let proto = &*widen(proto, Rounding::Kept);
     let mut model = tract_onnx::onnx()
         // The declared output shapes carry a symbolic batch, which contradicts the fixed one.
         .with_ignore_output_shapes(true)

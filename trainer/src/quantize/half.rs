@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use diffbulk::model::pb::{GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType};
+use diffbulk::model::widen::element_types;
 
 use super::graph::{self, node, tensor};
 use super::observe::Tiles;
@@ -23,7 +24,7 @@ pub type Islands = BTreeSet<String>;
 /// Nodes whose inputs or outputs come near the end of float16's range on `tiles`, by place.
 pub fn out_of_range(model: &ModelProto, tiles: Tiles) -> Result<BTreeSet<usize>> {
     let graph = graph::graph(model)?;
-    let types = types(graph);
+    let types = element_types(graph);
     let names: Vec<String> = graph
         .node
         .iter()
@@ -46,7 +47,7 @@ pub fn out_of_range(model: &ModelProto, tiles: Tiles) -> Result<BTreeSet<usize>>
 /// Operators of the graph that compute with floats.
 pub fn operators(model: &ModelProto) -> Result<BTreeSet<String>> {
     let graph = graph::graph(model)?;
-    let types = types(graph);
+    let types = element_types(graph);
     let floats = |node: &&NodeProto| {
         node.op_type != "Cast"
             && node.output.iter().any(|name| types.get(name.as_str()) == Some(&FLOAT))
@@ -61,7 +62,7 @@ pub fn write(
     places: &BTreeSet<usize>,
 ) -> Result<ModelProto> {
     let source = graph::graph(model)?;
-    let types = types(source);
+    let types = element_types(source);
     let constants: BTreeMap<&str, &TensorProto> =
         source.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let outputs: BTreeSet<&str> =
@@ -140,41 +141,4 @@ impl Writer {
         }
         new
     }
-}
-
-/// Element types of all tensors: declared ones, what operators make of them, and otherwise that
-/// of the first input.
-fn types(graph: &GraphProto) -> BTreeMap<String, i32> {
-    use diffbulk::model::pb::type_proto::Value;
-    let mut types: BTreeMap<String, i32> = BTreeMap::new();
-    for tensor in &graph.initializer {
-        types.insert(tensor.name.clone(), tensor.data_type);
-    }
-    for input in &graph.input {
-        if let Some(Value::TensorType(tensor)) = input.r#type.as_ref().and_then(|t| t.value.as_ref())
-        {
-            types.insert(input.name.clone(), tensor.elem_type);
-        }
-    }
-    for node in &graph.node {
-        let first = node.input.iter().find_map(|name| types.get(name)).copied();
-        let made = match node.op_type.as_str() {
-            "Cast" => graph::integer(node, "to").and_then(|to| i32::try_from(to).ok()),
-            "Shape" | "Size" | "ArgMax" | "ArgMin" | "NonZero" => Some(DataType::Int64 as i32),
-            "Equal" | "Greater" | "Less" | "Not" | "And" | "Or" => Some(DataType::Bool as i32),
-            "Constant" => {
-                let value = node.attribute.iter().find_map(|attribute| attribute.t.as_ref());
-                Some(value.map_or(FLOAT, |tensor| tensor.data_type))
-            }
-            "ConstantOfShape" | "DequantizeLinear" => Some(FLOAT),
-            "Where" => node.input.get(1).and_then(|name| types.get(name)).copied(),
-            _ => first,
-        };
-        if let Some(made) = made {
-            for output in &node.output {
-                types.insert(output.clone(), made);
-            }
-        }
-    }
-    types
 }

@@ -13,14 +13,10 @@ const GROUP: usize = 1 << 15;
 /// The steps of an operator as far as every value depends on nothing but one byte.
 #[derive(Debug)]
 pub(super) struct Tables {
-    /// Added to the sums.
-    pub(super) bias: Option<Channels>,
     /// What the sums are rounded to.
     pub(super) grid: Grid,
     /// What each byte is stored as, and where.
     pub(super) stores: Vec<(BufferId, Box<[f32; 256]>)>,
-    /// What each byte is after the last step taken.
-    pub(super) last: Box<[f32; 256]>,
     /// Steps taken.
     pub(super) used: usize,
 }
@@ -28,13 +24,9 @@ pub(super) struct Tables {
 /// `[offset] [clip] snap`, then functions of one value and stores.
 pub(super) fn tables(steps: &[Step]) -> Option<Tables> {
     let mut at = 0;
-    let bias = match steps.first() {
-        Some(Step::Offset(bias)) => {
-            at = 1;
-            Some(bias.clone())
-        }
-        _ => None,
-    };
+    if let Some(Step::Offset(_)) = steps.first() {
+        at = 1;
+    }
     if let Some(Step::Activate(Activation::Clip { low, high })) = steps.get(at) {
         at += 1;
         // Rounding saturates at the grid's ends: a clip that reaches both changes nothing.
@@ -60,7 +52,7 @@ pub(super) fn tables(steps: &[Step]) -> Option<Tables> {
         }
         at += 1;
     }
-    Some(Tables { bias, grid: *grid, stores, last, used: at })
+    Some(Tables { grid: *grid, stores, used: at })
 }
 
 /// A map as an integer convolution reads it.
@@ -151,13 +143,12 @@ impl Ready {
         (GROUP / (spec.out_width() * spec.out_channels)).max(1)
     }
 
+    /// Scratch: sums, reals, bytes of the map, bytes of the results and the kernel's window.
     fn sizes(&self) -> [usize; 4] {
         let spec = self.kernel.spec();
-        let group = self.group() * spec.out_width() * spec.out_channels;
-        [self.kernel.sums_len(), group, spec.source_len(&spec.sources[0]), {
-            let window = self.kernel.scratch_len(self.group());
-            window + group
-        }]
+        let results = self.group() * spec.out_width() * spec.out_channels;
+        let window = self.kernel.scratch_len(self.group());
+        [self.kernel.sums_len(), results, spec.source_len(&spec.sources[0]), results + window]
     }
 
     /// Floats of scratch that a thread needs.

@@ -31,6 +31,7 @@ use self::session::CpuSession;
 use super::{Engine, OperatorTime, Session, fused};
 use crate::bench::engine::median;
 use crate::model::typed::{guarded, typed};
+use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, OUTPUT, pb::ModelProto};
 use crate::{Error, Result};
 
@@ -49,7 +50,7 @@ pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engi
     let genes = model.metadata().panel.len();
     let isa = Isa::from_environment().map_err(|problem| Error::Request(problem.to_string()))?;
     let program = guarded(model.path(), || {
-        let graph = typed(&proto, &input)?;
+        let graph = typed(&widen(&proto, Rounding::Left), &input)?;
         drop(proto);
         Program::new(fused::fuse(graph)?, isa)
     })?;
