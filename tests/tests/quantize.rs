@@ -11,7 +11,8 @@ fn every_precision_runs_here_and_in_onnxruntime() {
     let train = |words: &[&str]| Run::of(program("diffbulk-train").args(words)).ok();
     let source = data("her2st-crops");
     let source = source.to_str().unwrap();
-    let shape = ["--mpp", "0.69", "--tile-px", "32", "--patient-from-prefix", "1", "--slides", "C2"];
+    let shape =
+        ["--mpp", "0.69", "--tile-px", "32", "--patient-from-prefix", "1", "--slides", "C2"];
     train(&[&["prepare", source, "--output", &at("data")], &shape[..]].concat());
     let random = ["export", "--random", "--preset", "tiny", "--genes", "4", "--name", "t"];
     train(&[&random[..], &["-o", &at("float.onnx")]].concat());
@@ -23,9 +24,24 @@ fn every_precision_runs_here_and_in_onnxruntime() {
     {
         let output = at(&format!("{precision}.onnx"));
         let told = train(&[
-            "quantize", &models[0], "--data", &at("data"), "--precision", precision, "--form", form,
-            "--calibration-tiles", "8", "--measured-tiles", "8", "--max-drop", "1", "--min-sqnr", "3",
-            "-o", &output,
+            "quantize",
+            &models[0],
+            "--data",
+            &at("data"),
+            "--precision",
+            precision,
+            "--form",
+            form,
+            "--calibration-tiles",
+            "8",
+            "--measured-tiles",
+            "8",
+            "--max-drop",
+            "1",
+            "--min-sqnr",
+            "3",
+            "-o",
+            &output,
         ]);
         assert!(told.contains("dB"), "{told}");
         models.push(output);
@@ -33,7 +49,8 @@ fn every_precision_runs_here_and_in_onnxruntime() {
     // Already quantised, and worse than allowed: refused, and nothing is left.
     let refused = at("refused.onnx");
     let quantise = |model: &str, more: &[&str]| {
-        let words = ["quantize", model, "--data", &at("data"), "--precision", "int8", "-o", &refused];
+        let words =
+            ["quantize", model, "--data", &at("data"), "--precision", "int8", "-o", &refused];
         Run::of(program("diffbulk-train").args([&words[..], more].concat()))
     };
     quantise(&models[1], &[]).fails_saying(&["int8.onnx", "already"]);

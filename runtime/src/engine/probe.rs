@@ -25,10 +25,8 @@ impl Probe {
     /// When a tensor does not exist, or the engine cannot run the graph.
     pub fn new(file: &OnnxFile, pixels: &Pixels, tensors: &[String]) -> Result<Self> {
         let mut proto = file.proto().clone();
-        let graph = proto
-            .graph
-            .as_mut()
-            .ok_or_else(|| Error::model(file.path(), "it has no graph"))?;
+        let graph =
+            proto.graph.as_mut().ok_or_else(|| Error::model(file.path(), "it has no graph"))?;
         for name in tensors {
             let known = graph.node.iter().any(|node| node.output.contains(name))
                 || graph.input.iter().any(|input| input.name == *name);
@@ -36,7 +34,8 @@ impl Probe {
                 return Err(Error::model(file.path(), format!("it has no tensor `{name}`")));
             }
         }
-        let exposed = |name: &String| pb::ValueInfoProto { name: name.clone(), ..Default::default() };
+        let exposed =
+            |name: &String| pb::ValueInfoProto { name: name.clone(), ..Default::default() };
         graph.output = tensors.iter().map(exposed).collect();
         let shape = pixels.shape();
         let plan = guarded(file.path(), || tract::plan(&proto, &shape))?;

@@ -75,16 +75,8 @@ pub fn run(arguments: &QuantizeArguments) -> Result<String> {
 }
 
 /// The metadata of a quantised model.
-pub fn label(
-    metadata: Metadata,
-    precision: Precision,
-    recipe: serde_json::Value,
-) -> Metadata {
-    Metadata {
-        precision: precision.name().to_owned(),
-        quantization: Some(recipe),
-        ..metadata
-    }
+pub fn label(metadata: Metadata, precision: Precision, recipe: serde_json::Value) -> Metadata {
+    Metadata { precision: precision.name().to_owned(), quantization: Some(recipe), ..metadata }
 }
 
 /// What a quantisation cost, in words.

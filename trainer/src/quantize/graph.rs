@@ -102,7 +102,8 @@ pub fn layers(graph: &GraphProto) -> Vec<Layer> {
             "MatMul" => Kind::MatMul,
             _ => continue,
         };
-        let ([input, weight, rest @ ..], [output]) = (node.input.as_slice(), node.output.as_slice())
+        let ([input, weight, rest @ ..], [output]) =
+            (node.input.as_slice(), node.output.as_slice())
         else {
             continue;
         };

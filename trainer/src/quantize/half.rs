@@ -65,8 +65,7 @@ pub fn write(
     let types = element_types(source);
     let constants: BTreeMap<&str, &TensorProto> =
         source.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    let outputs: BTreeSet<&str> =
-        source.output.iter().map(|output| output.name.as_str()).collect();
+    let outputs: BTreeSet<&str> = source.output.iter().map(|output| output.name.as_str()).collect();
     let mut writer = Writer { graph: source.clone(), half: BTreeSet::new(), done: BTreeSet::new() };
     writer.graph.node.clear();
     for (index, old) in source.node.iter().enumerate() {

@@ -130,8 +130,7 @@ mod tests {
 
     fn reference(truth: bool) -> Reference {
         let float = vec![vec![1.0, 5.0], vec![2.0, 3.0], vec![3.0, 4.0]];
-        let truth =
-            truth.then(|| Truth { values: float.clone(), slides: vec!["A".into(); 3] });
+        let truth = truth.then(|| Truth { values: float.clone(), slides: vec!["A".into(); 3] });
         let float_pearson = truth.as_ref().map(|truth| truth.mean_pearson(&float));
         Reference { float, truth, float_pearson }
     }

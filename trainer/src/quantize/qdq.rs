@@ -16,8 +16,7 @@ pub const FORM: &str = "QDQ";
 /// `model` with the layers of `table` between quantise and dequantise nodes.
 pub fn write(model: &ModelProto, layers: &[Layer], table: &Table) -> Result<ModelProto> {
     let source = graph::graph(model)?;
-    let outputs: BTreeSet<&str> =
-        source.output.iter().map(|output| output.name.as_str()).collect();
+    let outputs: BTreeSet<&str> = source.output.iter().map(|output| output.name.as_str()).collect();
     let mut writer = Writer::new(source, table);
     // Everybody reads what an int8 layer wrote as integers; a tensor that only int8 layers read
     // as integers stays float for the others.
@@ -27,8 +26,7 @@ pub fn write(model: &ModelProto, layers: &[Layer], table: &Table) -> Result<Mode
         .map(|layer| layer.seen.as_str())
         .filter(|seen| table.activations.contains_key(*seen) && !outputs.contains(seen))
         .collect();
-    let by_node: BTreeMap<usize, &Layer> =
-        layers.iter().map(|layer| (layer.node, layer)).collect();
+    let by_node: BTreeMap<usize, &Layer> = layers.iter().map(|layer| (layer.node, layer)).collect();
 
     for input in &source.input {
         writer.quantise(&input.name);

@@ -19,8 +19,7 @@ pub const FORM: &str = "QLinear";
 pub fn write(model: &ModelProto, layers: &[Layer], table: &Table) -> Result<ModelProto> {
     let source = graph::graph(model)?;
     let mut writer = Writer::new(source, table);
-    let by_node: BTreeMap<usize, &Layer> =
-        layers.iter().map(|layer| (layer.node, layer)).collect();
+    let by_node: BTreeMap<usize, &Layer> = layers.iter().map(|layer| (layer.node, layer)).collect();
     let mut integers: BTreeMap<String, String> = BTreeMap::new();
     for (index, old) in source.node.iter().enumerate() {
         match by_node.get(&index).map(|layer| (layer, writer.precision(layer))) {
@@ -58,11 +57,8 @@ fn integer_layer(
     layer: &Layer,
     old: &NodeProto,
 ) {
-    let parts = (
-        writer.scales(layer),
-        writer.activation(&layer.input),
-        writer.activation(&layer.seen),
-    );
+    let parts =
+        (writer.scales(layer), writer.activation(&layer.input), writer.activation(&layer.seen));
     let (Some(scales), Some(input), Some(output)) = parts else {
         writer.graph.node.push(old.clone());
         return;

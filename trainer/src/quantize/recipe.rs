@@ -241,10 +241,7 @@ fn normalization(flags: &QuantizeFlags) -> Result<Normalization> {
         [r, g, b] => Ok([*r, *g, *b]),
         _ => Err(Error::Request("give three numbers, for red, green and blue".into())),
     };
-    Ok(Normalization {
-        mean: triple(&flags.mean, [0.0; 3])?,
-        std: triple(&flags.std, [1.0; 3])?,
-    })
+    Ok(Normalization { mean: triple(&flags.mean, [0.0; 3])?, std: triple(&flags.std, [1.0; 3])? })
 }
 
 /// Tiles to calibrate and to measure on.
@@ -269,7 +266,8 @@ impl Material {
                 slides.join(", ")
             )));
         }
-        let chosen = |slide: &str| flags.slides.is_empty() || flags.slides.iter().any(|s| s == slide);
+        let chosen =
+            |slide: &str| flags.slides.is_empty() || flags.slides.iter().any(|s| s == slide);
         let mut rows = dataset.rows_where(|slide, _| chosen(slide));
         if rows.len() < 2 {
             return Err(Error::data(data, "has fewer than two tiles to calibrate and measure on"));
@@ -288,8 +286,7 @@ impl Material {
         let calibration = images(calibration)?;
         let mut hash = Sha256::new();
         calibration.iter().for_each(|image| hash.update(image));
-        let genes: Option<Vec<usize>> =
-            panel.iter().map(|gene| dataset.gene_index(gene)).collect();
+        let genes: Option<Vec<usize>> = panel.iter().map(|gene| dataset.gene_index(gene)).collect();
         let truth = genes.filter(|genes| !genes.is_empty()).map(|genes| Truth {
             values: dataset
                 .expression_matrix(measured, &genes)
@@ -370,8 +367,11 @@ impl Job<'_> {
         let graph = graph::graph(self.model)?;
         let places: Vec<&str> =
             places.iter().map(|&place| graph.node[place].name.as_str()).collect();
-        Ok((model, json!({ "float32_operators": islands, "float32_nodes": places,
-                           "search": steps })))
+        Ok((
+            model,
+            json!({ "float32_operators": islands, "float32_nodes": places,
+                           "search": steps }),
+        ))
     }
 
     fn int8(&self, mixed: bool) -> Result<(ModelProto, serde_json::Value)> {
@@ -413,8 +413,9 @@ impl Job<'_> {
             let probing = self.measured.first(PROBING_TILES);
             let few = Reference::new(self.model, probing, None)?;
             ranked = sensitivity::rank(&candidates, |alone| {
-                let precision =
-                    |layer: &Layer| alone.get(&layer.name).copied().unwrap_or(LayerPrecision::Float);
+                let precision = |layer: &Layer| {
+                    alone.get(&layer.name).copied().unwrap_or(LayerPrecision::Float)
+                };
                 few.measure(&write(&precision)?, probing)
             })?;
             let without = |out: &[sensitivity::Sensitivity]| {

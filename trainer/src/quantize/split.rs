@@ -123,8 +123,8 @@ impl<'a> Splitter<'a> {
                 return Ok(false);
             };
             let values = graph::floats(constant);
-            let per_channel = constant.dims == [1, total as i64, 1, 1]
-                || constant.dims == [total as i64, 1, 1];
+            let per_channel =
+                constant.dims == [1, total as i64, 1, 1] || constant.dims == [total as i64, 1, 1];
             match (values.len(), per_channel) {
                 (1, _) => inputs.iter_mut().for_each(|inputs| inputs.push(name.clone())),
                 (_, true) => {

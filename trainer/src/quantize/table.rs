@@ -69,10 +69,8 @@ impl Calibration {
         tiles: Tiles,
         calibrator: &dyn Calibrator,
     ) -> Result<Self> {
-        let mut names: Vec<String> = layers
-            .iter()
-            .flat_map(|layer| [layer.input.clone(), layer.seen.clone()])
-            .collect();
+        let mut names: Vec<String> =
+            layers.iter().flat_map(|layer| [layer.input.clone(), layer.seen.clone()]).collect();
         names.sort();
         names.dedup();
         let histograms = tiles.histograms(model, &names)?;

@@ -89,8 +89,7 @@ impl Bench {
 
     fn table(&self, settings: Settings) -> Table {
         let layers = self.layers();
-        let calibration =
-            Calibration::of(&self.model, &layers, self.tiles(), &MinMax).unwrap();
+        let calibration = Calibration::of(&self.model, &layers, self.tiles(), &MinMax).unwrap();
         let graph = graph::graph(&self.model).unwrap();
         calibration.table(graph, &layers, settings, |_| LayerPrecision::Int8).unwrap()
     }
@@ -135,7 +134,8 @@ fn a_qdq_graph_has_the_form_that_runtimes_fuse() {
     // nobody's input (stem's is depthwise's, out's is the graph's).
     assert_eq!(nodes(&written, "QuantizeLinear").len(), 6);
     // The weights are there once, as integers.
-    let names: Vec<&str> = written.graph.as_ref().unwrap().initializer.iter().map(|t| t.name.as_str()).collect();
+    let names: Vec<&str> =
+        written.graph.as_ref().unwrap().initializer.iter().map(|t| t.name.as_str()).collect();
     assert!(names.contains(&"stem.weight.int8") && !names.contains(&"stem.weight"));
     assert!(bench.decibels(&written) > 25.0, "{}", bench.decibels(&written));
 }
@@ -186,7 +186,8 @@ fn float16_runs_and_islands_stay_float32() {
     assert!(bench.decibels(&whole) > 40.0, "{}", bench.decibels(&whole));
     let islands = ["Conv".to_owned()].into_iter().collect();
     let written = half::write(&bench.model, &islands, &Default::default()).unwrap();
-    let names: Vec<&str> = written.graph.as_ref().unwrap().initializer.iter().map(|t| t.name.as_str()).collect();
+    let names: Vec<&str> =
+        written.graph.as_ref().unwrap().initializer.iter().map(|t| t.name.as_str()).collect();
     assert!(names.contains(&"stem.weight") && !names.contains(&"stem.weight.f16"));
     assert!(names.contains(&"out.weight.f16"));
 }

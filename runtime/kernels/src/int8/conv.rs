@@ -88,8 +88,7 @@ impl Conv2d {
             let starts = (0..height * width / run)
                 .map(|index| {
                     let (down, across) = (index * run / width, index * run % width);
-                    down * spec.dilation[0] * window.row
-                        + across * spec.dilation[1] * window.pixel
+                    down * spec.dilation[0] * window.row + across * spec.dilation[1] * window.pixel
                 })
                 .collect();
             Weights::Dense {
@@ -193,7 +192,10 @@ impl Conv2d {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one prepared convolution and one call"
+    )]
     fn dense(
         &self,
         source: &[u8],

@@ -97,6 +97,7 @@ impl Window {
 
     /// Copies what output rows `first..first + rows` read of `source` (`[height, width, channels]`) into
     /// `window`, with `zero` around it. `flip` is xored onto every byte.
+    #[expect(clippy::too_many_arguments, reason = "the part of one map that a call gathers")]
     pub fn fill(
         self,
         spec: &ConvSpec,
@@ -129,9 +130,7 @@ impl Window {
                 }
                 continue;
             }
-            for (to, from) in
-                middle.chunks_exact_mut(self.pixel).zip(from.chunks_exact(channels))
-            {
+            for (to, from) in middle.chunks_exact_mut(self.pixel).zip(from.chunks_exact(channels)) {
                 let (real, padding) = to.split_at_mut(channels);
                 for (to, from) in real.iter_mut().zip(from) {
                     *to = from ^ flip;

@@ -19,10 +19,10 @@ fn by_definition(
         for x in 0..spec.out_width() {
             for o in 0..spec.out_channels {
                 let mut sum = bias[o];
-                for (tap, w) in
-                    weights[o * per_output * height * width..][..per_output * height * width]
-                        .iter()
-                        .enumerate()
+                for (tap, w) in weights[o * per_output * height * width..]
+                    [..per_output * height * width]
+                    .iter()
+                    .enumerate()
                 {
                     let (i, down, across) =
                         (tap / (height * width), tap / width % height, tap % width);
@@ -65,7 +65,13 @@ fn bytes(seed: u64, count: usize, kind: u8) -> Vec<u8> {
                 0 => byte,
                 1 => 255,
                 2 => 0,
-                _ => if byte & 1 == 0 { 0 } else { 255 },
+                _ => {
+                    if byte & 1 == 0 {
+                        0
+                    } else {
+                        255
+                    }
+                }
             }
         })
         .collect()

@@ -70,9 +70,9 @@ unsafe fn tile512<const P: usize, const B: usize>(
     // `sums` has `P` rows of `step` with `B` blocks in each.
     unsafe {
         let mut acc = [[_mm512_setzero_si512(); B]; P];
-        for p in 0..P {
-            for b in 0..B {
-                acc[p][b] = _mm512_loadu_si512(sums.add(p * step + b * BLOCK).cast());
+        for (p, row) in acc.iter_mut().enumerate() {
+            for (b, sum) in row.iter_mut().enumerate() {
+                *sum = _mm512_loadu_si512(sums.add(p * step + b * BLOCK).cast());
             }
         }
         let from: [*const u8; P] = std::array::from_fn(|p| source.as_ptr().add(offsets[p]));
@@ -91,9 +91,9 @@ unsafe fn tile512<const P: usize, const B: usize>(
                 w = w.add(BLOCK * DEPTH);
             }
         }
-        for p in 0..P {
-            for b in 0..B {
-                _mm512_storeu_si512(sums.add(p * step + b * BLOCK).cast(), acc[p][b]);
+        for (p, row) in acc.iter().enumerate() {
+            for (b, sum) in row.iter().enumerate() {
+                _mm512_storeu_si512(sums.add(p * step + b * BLOCK).cast(), *sum);
             }
         }
     }
@@ -120,8 +120,7 @@ macro_rules! tile256 {
                         acc[p][half] = _mm256_loadu_si256(sums.add(p * step + half * 8).cast());
                     }
                 }
-                let from: [*const u8; P] =
-                    std::array::from_fn(|p| source.as_ptr().add(offsets[p]));
+                let from: [*const u8; P] = std::array::from_fn(|p| source.as_ptr().add(offsets[p]));
                 let mut w = weights;
                 for &start in runs.starts {
                     for group in 0..runs.groups {

@@ -48,9 +48,9 @@ pub fn page(results: &Results) -> String {
     for model in &results.models {
         if let Some(recipe) = &model.recipe {
             let text = serde_json::to_string_pretty(recipe).unwrap_or_default();
-            let _ = write!(
+            let _ = writeln!(
                 body,
-                "<details><summary>Recipe of {}</summary><pre>{}</pre></details>\n",
+                "<details><summary>Recipe of {}</summary><pre>{}</pre></details>",
                 escape(&model.path.display().to_string()),
                 escape(&text)
             );
@@ -74,9 +74,27 @@ fn accuracy_name(rows: &[Row]) -> (&'static str, fn(&Row) -> Option<f64>) {
 
 fn table(rows: &[Row]) -> String {
     let heads = [
-        "model", "precision", "engine", "threads", "Pearson", "95 %", "difference", "95 %", "MAE",
-        "SQNR dB", "largest diff", "tiles/s", "p50 ms", "p95", "p99", "CPU ms", "peak MB",
-        "load ms", "file MB", "J/tile", "outputs",
+        "model",
+        "precision",
+        "engine",
+        "threads",
+        "Pearson",
+        "95 %",
+        "difference",
+        "95 %",
+        "MAE",
+        "SQNR dB",
+        "largest diff",
+        "tiles/s",
+        "p50 ms",
+        "p95",
+        "p99",
+        "CPU ms",
+        "peak MB",
+        "load ms",
+        "file MB",
+        "J/tile",
+        "outputs",
     ];
     let mut text = String::from("<div class=\"scroll\"><table><tr>");
     for head in heads {
@@ -160,7 +178,9 @@ fn scatter(
     let (x_low, x_high) = span(points.iter().map(|p| p.0).collect());
     let (y_low, y_high) = span(points.iter().map(|p| p.1).collect());
     let x = |value: f64| left + (value - x_low) / (x_high - x_low) * (width - left - 12.0);
-    let y = |value: f64| (height - bottom) - (value - y_low) / (y_high - y_low) * (height - bottom - 12.0);
+    let y = |value: f64| {
+        (height - bottom) - (value - y_low) / (y_high - y_low) * (height - bottom - 12.0)
+    };
     let mut svg = format!(
         "<figure><svg width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{accuracy_name} \
          against {cost_name}\"><rect x=\"{left}\" y=\"12\" width=\"{}\" height=\"{}\" fill=\"none\" \
@@ -243,7 +263,10 @@ fn layer_bars(layers: &Layers) -> String {
     let (width, height) = (1040.0, 110.0);
     let top = layers.noise.iter().map(|layer| layer.sqnr_db.min(80.0)).fold(1.0, f64::max);
     let step = width / layers.noise.len() as f64;
-    let _ = write!(text, "<svg width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"SQNR of each layer\">");
+    let _ = write!(
+        text,
+        "<svg width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"SQNR of each layer\">"
+    );
     for (index, layer) in layers.noise.iter().enumerate() {
         let tall = (layer.sqnr_db.clamp(0.0, 80.0) / top * (height - 6.0)).max(1.0);
         let colour = if layer.sqnr_db < 20.0 { "#cc4433" } else { "#3366aa" };
@@ -262,14 +285,21 @@ fn layer_bars(layers: &Layers) -> String {
     let mut worst: Vec<_> = layers.noise.iter().collect();
     worst.sort_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
     for layer in worst.iter().take(WORST_LAYERS) {
-        let _ =
-            write!(text, "<tr><td>{}</td><td>{:.1}</td></tr>", escape(&layer.tensor), layer.sqnr_db);
+        let _ = write!(
+            text,
+            "<tr><td>{}</td><td>{:.1}</td></tr>",
+            escape(&layer.tensor),
+            layer.sqnr_db
+        );
     }
     text + "</table>\n"
 }
 
+/// A tile's centre and its value.
+type Dot = ((f64, f64), f64);
+
 fn tile_map(map: &Map) -> String {
-    let mut slides: BTreeMap<&str, Vec<((f64, f64), f64)>> = BTreeMap::new();
+    let mut slides: BTreeMap<&str, Vec<Dot>> = BTreeMap::new();
     for (slide, centre, value) in &map.tiles {
         slides.entry(slide).or_default().push((*centre, *value));
     }
@@ -282,8 +312,10 @@ fn tile_map(map: &Map) -> String {
         let fold = |pick: fn(&(f64, f64)) -> f64, start: f64, with: fn(f64, f64) -> f64| {
             tiles.iter().map(|(centre, _)| pick(centre)).fold(start, with)
         };
-        let (left, right) = (fold(|c| c.0, f64::INFINITY, f64::min), fold(|c| c.0, f64::NEG_INFINITY, f64::max));
-        let (up, down) = (fold(|c| c.1, f64::INFINITY, f64::min), fold(|c| c.1, f64::NEG_INFINITY, f64::max));
+        let (left, right) =
+            (fold(|c| c.0, f64::INFINITY, f64::min), fold(|c| c.0, f64::NEG_INFINITY, f64::max));
+        let (up, down) =
+            (fold(|c| c.1, f64::INFINITY, f64::min), fold(|c| c.1, f64::NEG_INFINITY, f64::max));
         let side = 190.0;
         let scale = side / (right - left).max(down - up).max(1.0);
         let dot = (side / (tiles.len() as f64).sqrt() * 0.8).clamp(2.0, 14.0);
@@ -340,7 +372,12 @@ mod tests {
             rules: vec!["Tiles: 3 & more.".into()],
             models: Vec::new(),
             reference: 0,
-            rows: vec![row("a.onnx", 0.35, 10.0), row("b.onnx", 0.34, 4.0), row("c.onnx", 0.30, 6.0), failed],
+            rows: vec![
+                row("a.onnx", 0.35, 10.0),
+                row("b.onnx", 0.34, 4.0),
+                row("c.onnx", 0.30, 6.0),
+                failed,
+            ],
             layers: vec![Layers {
                 model: "b.onnx".into(),
                 noise: vec![LayerNoise { tensor: "conv".into(), sqnr_db: 12.0 }],
@@ -356,7 +393,8 @@ mod tests {
     #[test]
     fn the_page_holds_everything_and_needs_nothing() {
         let page = page(&results());
-        for part in ["a.onnx", "Pareto", "broken.onnx", "a &lt; b", "conv: 12.0 dB", "3 &amp; more"] {
+        for part in ["a.onnx", "Pareto", "broken.onnx", "a &lt; b", "conv: 12.0 dB", "3 &amp; more"]
+        {
             assert!(page.contains(part), "{part}");
         }
         for address in ["http", "src=", "<script", "@import"] {

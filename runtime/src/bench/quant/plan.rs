@@ -333,7 +333,8 @@ fn peers(directory: &Path, models: &[ModelFacts], tiles_sha256: &str) -> Result<
         let text = std::fs::read(&path).map_err(Error::io(&path))?;
         let peer: PeerCell = serde_json::from_slice(&text)
             .map_err(|error| Error::Request(format!("{}: {error}", path.display())))?;
-        let model = models.iter().position(|model| model.sha256.as_ref() == Some(&peer.model_sha256));
+        let model =
+            models.iter().position(|model| model.sha256.as_ref() == Some(&peer.model_sha256));
         if let Some(model) = model.filter(|_| peer.tiles_sha256 == tiles_sha256) {
             let outputs = peer.outputs.map(|name| directory.join(name));
             found.insert(

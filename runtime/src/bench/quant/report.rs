@@ -357,7 +357,8 @@ pub(super) fn write(results: &Results, directory: &Path) -> Result<()> {
 
 fn csv(results: &Results) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let failed = |error: csv::Error| Error::Request(format!("the table cannot be written: {error}"));
+    let failed =
+        |error: csv::Error| Error::Request(format!("the table cannot be written: {error}"));
     for row in &results.rows {
         writer.serialize(row).map_err(failed)?;
     }

@@ -70,11 +70,11 @@ impl SubjectSession {
     pub fn run(&mut self, image: &[u8]) -> Result<Vec<f32>> {
         match self {
             Self::Predictor(session) => session.predict(image),
-            Self::Any(session) => {
-                session.run(image)?.into_iter().next().ok_or_else(|| {
-                    Error::Request("the model has no output".into())
-                })
-            }
+            Self::Any(session) => session
+                .run(image)?
+                .into_iter()
+                .next()
+                .ok_or_else(|| Error::Request("the model has no output".into())),
         }
     }
 }

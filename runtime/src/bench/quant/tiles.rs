@@ -56,9 +56,8 @@ impl Tiles {
         if let Some(unknown) = slides.iter().find(|slide| !of_tile.contains(slide)) {
             return Err(refuse(format!("has no slide {unknown}")));
         }
-        let mut rows: Vec<usize> = (0..count)
-            .filter(|&row| slides.is_empty() || slides.contains(&of_tile[row]))
-            .collect();
+        let mut rows: Vec<usize> =
+            (0..count).filter(|&row| slides.is_empty() || slides.contains(&of_tile[row])).collect();
         if rows.len() > limit {
             rows = (0..limit).map(|index| rows[index * rows.len() / limit]).collect();
         }

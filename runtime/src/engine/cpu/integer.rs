@@ -263,8 +263,16 @@ mod tests {
         let grid = Grid { scale: 0.5, zero_point: 100 };
         let snap = Step::Activate(Activation::Snap(grid));
         let silu = Step::Activate(Activation::Silu);
-        let add = Step::Add { input: crate::engine::fused::Input { buffer: 9, upsample: 1 }, scale: 1.0 };
-        let steps = [Step::Offset(Channels::One(1.0)), snap.clone(), Step::Store(3), silu, Step::Store(4), add];
+        let add =
+            Step::Add { input: crate::engine::fused::Input { buffer: 9, upsample: 1 }, scale: 1.0 };
+        let steps = [
+            Step::Offset(Channels::One(1.0)),
+            snap.clone(),
+            Step::Store(3),
+            silu,
+            Step::Store(4),
+            add,
+        ];
         let tables = tables(&steps).unwrap();
         assert_eq!(tables.used, 5);
         assert_eq!(tables.stores[0].1[102], 1.0);

@@ -57,7 +57,14 @@ pub(super) unsafe fn run(
                     if let Some(out) = out {
                         let (dst, mut epilogue) = epilogue(out, arena, &rows);
                         let source = Source::new(reals);
-                        kernels::pointwise(isa, out.width, out.channels, source, &mut epilogue, dst);
+                        kernels::pointwise(
+                            isa,
+                            out.width,
+                            out.channels,
+                            source,
+                            &mut epilogue,
+                            dst,
+                        );
                     }
                 });
             }

@@ -29,7 +29,8 @@ pub(super) fn quantise(graph: &mut FusedGraph) {
         let fits = rest.iter().all(|grid| *grid == input)
             && (conv.groups == 1 || (depthwise && conv.outputs == conv.groups));
         if let (true, Some((integers, scales))) = (fits, integers(conv)) {
-            op.core = Core::IntegerConv(IntegerConv { conv: conv.clone(), integers, scales, input });
+            op.core =
+                Core::IntegerConv(IntegerConv { conv: conv.clone(), integers, scales, input });
         }
     }
     drop_snaps(graph, &grids);
@@ -81,8 +82,11 @@ fn drop_snaps(graph: &mut FusedGraph, grids: &HashMap<BufferId, Grid>) {
     }
 }
 
+/// Integer weights, and the scale of each output channel.
+type Integers = (Arc<[i8]>, Arc<[f32]>);
+
 /// The weights as integers and one scale an output channel, if they are that.
-fn integers(conv: &Conv) -> Option<(Arc<[i8]>, Arc<[f32]>)> {
+fn integers(conv: &Conv) -> Option<Integers> {
     let weights = conv.weights.values();
     let row = weights.len() / conv.outputs.max(1);
     let mut integers = Vec::with_capacity(weights.len());

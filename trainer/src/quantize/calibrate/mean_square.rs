@@ -24,8 +24,7 @@ impl Calibrator for MeanSquare {
         let shares = |end: f32| -> Vec<f32> {
             // An end at zero stays there.
             let steps = if end == 0.0 { 1 } else { STEPS };
-            let share =
-                |step| 1.0 - (1.0 - SMALLEST) * step as f32 / STEPS as f32;
+            let share = |step| 1.0 - (1.0 - SMALLEST) * step as f32 / STEPS as f32;
             (0..steps).map(|step| end * share(step)).collect()
         };
         let mut best = (f64::INFINITY, (histogram.low(), histogram.high()));
