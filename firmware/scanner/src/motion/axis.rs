@@ -82,7 +82,8 @@ impl<Step: OutputPin, Dir: OutputPin, Low: InputPin, High: InputPin>
         let clear = u32::from(self.config.home_clear);
         let spare = 2 * u32::from(self.config.backlash) + 4 * clear;
         let (forward, distance) = match aim {
-            Aim::Seek => (false, self.config.steps() + spare),
+            // The carriage may stand beyond its travel, short of the far switch.
+            Aim::Seek => (false, self.config.steps() + self.config.steps() / 32 + spare),
             Aim::Release | Aim::Approach => (aim == Aim::Release, 2 * clear + spare),
             _ => (true, clear),
         };
