@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::print;
+use super::{adapters, print};
 use crate::model::{Metadata, Model};
 use crate::slide::{self, Slide};
 use crate::{Error, Result};
@@ -16,11 +16,16 @@ use crate::{Error, Result};
 /// Width of the left column.
 const LABEL: usize = 14;
 
-/// Tells what a model or a slide is.
+/// Tells what a model or a slide is, or which graphics adapters there are.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A model (.onnx) or a slide.
-    file: PathBuf,
+    #[arg(required_unless_present = "adapters")]
+    file: Option<PathBuf>,
+
+    /// List the graphics adapters that the wgpu engine can run on.
+    #[arg(long, conflicts_with = "file")]
+    adapters: bool,
 
     /// Print JSON instead of text.
     #[arg(long)]
@@ -28,7 +33,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    let path = &arguments.file;
+    let Some(path) = &arguments.file else { return adapters::print_all(arguments.json) };
     let text = if looks_like_onnx(path)? {
         let model = Model::open(path)?;
         if arguments.json { model_json(&model)? } else { model_text(&model)? }
@@ -219,7 +224,7 @@ fn slide_json(slide: &dyn Slide) -> Result<String> {
     }))
 }
 
-fn pretty(value: &serde_json::Value) -> Result<String> {
+pub(super) fn pretty(value: &serde_json::Value) -> Result<String> {
     match serde_json::to_string_pretty(value) {
         Ok(text) => Ok(text + "\n"),
         Err(error) => Err(Error::Request(format!("cannot be told as JSON: {error}"))),

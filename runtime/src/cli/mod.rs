@@ -3,6 +3,7 @@
 //! Every subcommand is one file: its flags are documented where they are parsed. [`main`] turns
 //! the outcome into an exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped on request.
 
+mod adapters;
 mod bench;
 mod bench_quant;
 mod info;

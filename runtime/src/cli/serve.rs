@@ -150,6 +150,13 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let stop = interrupt::flag()?;
     let model = arguments.model()?;
+    if arguments.engine == engine::AUTO {
+        // A scan's report tells one engine for all tiles.
+        return Err(Error::Request(
+            "serve does not change the engine within a scan; give --engine cpu or --engine wgpu"
+                .into(),
+        ));
+    }
     let engine = engine::open(&arguments.engine, &model)?;
     let options = arguments.options()?;
     serve::run(&options, model, &*engine, &stop, &mut |addresses| {

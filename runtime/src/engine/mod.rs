@@ -4,8 +4,11 @@
 //! any other ONNX file (an image encoder, an export under test) with the same loader, and [`Probe`]
 //! shows its inner tensors.
 
+mod auto;
 mod cpu;
 pub mod fused;
+#[cfg(feature = "wgpu")]
+pub mod gpu;
 mod pixels;
 mod probe;
 mod runner;
@@ -31,6 +34,12 @@ pub trait Engine: Send + Sync {
 
     /// A session for one worker thread, with its own scratch memory.
     fn session(&self) -> Result<Box<dyn Session>>;
+
+    /// How many sessions keep it busy, where `threads` threads are free to prepare tiles for it: as many
+    /// for an engine that computes on the sessions' own threads.
+    fn sessions(&self, threads: usize) -> usize {
+        threads
+    }
 
     /// A session in which `threads` threads work on one tile together, for the shortest time until
     /// it is done; an engine that cannot do that runs it on one.
@@ -63,7 +72,12 @@ pub trait Session: Send {
     /// one value per panel gene in `values`.
     fn predict_into(&mut self, image: &[u8], values: &mut Vec<f32>) -> Result<()>;
 
-    /// The same, with the values in a new vector.
+    /// Name of the engine that the last tile came from, where that can differ from tile to tile.
+    fn ran_on(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// As [`Session::predict_into`], with the values in a new vector.
     fn predict(&mut self, image: &[u8]) -> Result<Vec<f32>> {
         let mut values = vec![];
         self.predict_into(image, &mut values)?;
@@ -90,6 +104,9 @@ pub struct OperatorTime {
 /// it is read.
 pub type Open = fn(&Model, Cow<ModelProto>) -> Result<Box<dyn Engine>>;
 
+/// Name of the engine that chooses between others.
+pub const AUTO: &str = auto::NAME;
+
 /// One entry of the list of engines.
 pub struct Registration {
     /// Name the user asks for.
@@ -98,6 +115,8 @@ pub struct Registration {
     pub about: &'static str,
     /// Loads a model into it.
     pub open: Open,
+    /// It runs on a graphics adapter, where there is one.
+    pub graphics: bool,
 }
 
 /// All engines, the default one first.
@@ -106,11 +125,26 @@ pub const ENGINES: &[Registration] = &[
         name: cpu::NAME,
         about: "this project's own kernels, one tile a core",
         open: cpu::open,
+        graphics: false,
     },
     Registration {
         name: tract::NAME,
         about: "tract's kernels, one tile a core; what the others are checked against",
         open: tract::open,
+        graphics: false,
+    },
+    #[cfg(feature = "wgpu")]
+    Registration {
+        name: gpu::NAME,
+        about: "shaders on a graphics adapter, batches of tiles",
+        open: gpu::open,
+        graphics: true,
+    },
+    Registration {
+        name: auto::NAME,
+        about: "wgpu where there is a graphics processor, else cpu",
+        open: auto::open,
+        graphics: true,
     },
 ];
 
@@ -152,7 +186,12 @@ mod tests {
         let proto = testing::tiny_model(&testing::metadata(4, &["A", "B", "C", "D"]));
         let file = OnnxFile::from_proto(proto, Path::new("tiny.onnx")).unwrap();
         let model = Model::from_file(file).unwrap();
-        ENGINES.iter().map(|engine| open(engine.name, &model).unwrap()).collect()
+        let here = |engine: &&Registration| match engine.name {
+            #[cfg(feature = "wgpu")]
+            gpu::NAME => gpu::testing::adapter_or_skip(),
+            _ => true,
+        };
+        ENGINES.iter().filter(here).map(|engine| open(engine.name, &model).unwrap()).collect()
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! stop the file is still there, and a run with the same settings continues behind its last whole
 //! row. Each frame is `length (u32 LE) | CRC-32 of the payload (u32 LE) | payload`, so a tail that
 //! was torn by a kill or a power cut is recognised and cut off. The first frame is the
-//! [`Settings`] as JSON, every other one an [`Outcome`]: a row, or a tile that is damaged.
+//! [`Settings`] as JSON, every other one an [`Outcome`]: a row, or a tile that is damaged; or the name
+//! of the engine that the rows behind it come from.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -13,13 +14,14 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::pipeline::{DamagedTile, Outcome};
+use super::report::EngineShare;
 use crate::output::Row;
 use crate::output::atomic::explain;
 use crate::tiling::Tile;
 use crate::{Error, Result};
 
 /// First bytes of the file; the last one is the version of the format.
-const MAGIC: [u8; 8] = *b"DBROWS\r\x02";
+const MAGIC: [u8; 8] = *b"DBROWS\r\x03";
 
 /// Longest frame that is believed; a longer one is a damaged length.
 const MAX_FRAME: u32 = 1 << 26;
@@ -37,6 +39,8 @@ pub struct Journal {
     damaged: u64,
     last_index: Option<u64>,
     resumed: u64,
+    /// Which engine the rows come from, in their order.
+    engines: Vec<EngineShare>,
     /// Reused between rows.
     frame: Vec<u8>,
 }
@@ -82,6 +86,7 @@ impl Journal {
             damaged: 0,
             last_index: None,
             resumed: 0,
+            engines: Vec::new(),
             frame: Vec::new(),
         };
         if restart || !journal.recover(settings)? {
@@ -110,6 +115,25 @@ impl Journal {
         self.last_index
     }
 
+    /// Which engine the rows come from, in their order: each share is a run of rows.
+    pub fn engines(&self) -> &[EngineShare] {
+        &self.engines
+    }
+
+    /// The rows that follow come from `engine`.
+    pub fn rows_of(&mut self, engine: &str) -> Result<()> {
+        if self.engines.last().is_some_and(|share| share.engine == engine) {
+            return Ok(());
+        }
+        let mut frame = vec![0; 8];
+        frame.extend_from_slice(&ENGINE.to_le_bytes());
+        frame.extend_from_slice(engine.as_bytes());
+        finish_frame(&mut frame);
+        self.write_frame(&frame)?;
+        self.engines.push(EngineShare::new(engine));
+        Ok(())
+    }
+
     /// Appends what became of a tile; it survives the death of this process from here on.
     pub fn push(&mut self, outcome: &Outcome) -> Result<()> {
         let mut frame = std::mem::take(&mut self.frame);
@@ -123,7 +147,12 @@ impl Journal {
 
     fn count(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Row(_) => self.rows += 1,
+            Outcome::Row(row) => {
+                self.rows += 1;
+                if let Some(share) = self.engines.last_mut() {
+                    share.take(&row.tile.id);
+                }
+            }
             Outcome::Damaged(_) => self.damaged += 1,
         }
         self.last_index = Some(outcome.tile().index);
@@ -148,9 +177,14 @@ impl Journal {
         let mut payload = Vec::new();
         // The settings.
         read_frame(&mut reader, &mut payload).map_err(io)?.ok_or_else(damaged)?;
-        for _ in 0..self.rows + self.damaged {
+        let mut left = self.rows + self.damaged;
+        while left > 0 {
             read_frame(&mut reader, &mut payload).map_err(io)?.ok_or_else(damaged)?;
+            if decode_engine(&payload).is_some() {
+                continue;
+            }
             each(decode_outcome(&payload).ok_or_else(damaged)?)?;
+            left -= 1;
         }
         self.file.seek(SeekFrom::End(0)).map_err(io)?;
         Ok(())
@@ -203,14 +237,22 @@ impl Journal {
             ));
         }
         let mut whole = MAGIC.len() as u64 + first;
-        let (mut outcomes, mut last_index) = ([0, 0], None);
+        let (mut outcomes, mut last_index, mut engines) = ([0, 0], None, Vec::new());
         while let Some(length) = read_frame(&mut reader, &mut payload).map_err(io)? {
+            if let Some(engine) = decode_engine(&payload) {
+                engines.push(EngineShare::new(engine));
+                whole += length;
+                continue;
+            }
             // Tiles come in their order; anything else is not ours.
             let outcome = match decode_outcome(&payload) {
                 Some(found) if last_index.is_none_or(|last| found.tile().index > last) => found,
                 _ => break,
             };
             last_index = Some(outcome.tile().index);
+            if let (Outcome::Row(row), Some(share)) = (&outcome, engines.last_mut()) {
+                share.take(&row.tile.id);
+            }
             outcomes[usize::from(matches!(outcome, Outcome::Damaged(_)))] += 1;
             whole += length;
         }
@@ -228,6 +270,7 @@ impl Journal {
         [self.rows, self.damaged] = outcomes;
         self.resumed = self.rows;
         self.last_index = last_index;
+        self.engines = engines;
         Ok(true)
     }
 
@@ -313,6 +356,13 @@ impl Outcome {
 
 /// What stands in place of the index in a damaged tile's payload: no tile has it.
 const DAMAGED: u64 = u64::MAX;
+
+/// The same for the name of an engine.
+const ENGINE: u64 = u64::MAX - 1;
+
+fn decode_engine(payload: &[u8]) -> Option<&str> {
+    std::str::from_utf8(payload.strip_prefix(&ENGINE.to_le_bytes())?).ok()
+}
 
 fn encode_outcome(outcome: &Outcome, frame: &mut Vec<u8>) {
     let DamagedTile { tile, problem } = match outcome {
@@ -468,6 +518,34 @@ mod tests {
         assert_eq!((journal.rows(), journal.damaged(), journal.last_index()), (2, 1, Some(4)));
         journal.push(&row(5)).unwrap();
         assert_eq!(rows(&mut journal), [row(0), row(1), damaged(4), row(5)]);
+    }
+
+    #[test]
+    fn engines_are_remembered_with_their_rows() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let mut journal = Journal::open(&path, &settings("m"), false).unwrap();
+        for (index, engine) in ["wgpu", "wgpu", "cpu"].into_iter().enumerate() {
+            journal.rows_of(engine).unwrap();
+            journal.push(&row(index as u64)).unwrap();
+        }
+        let before = journal.engines().to_vec();
+        drop(journal);
+        let mut journal = Journal::open(&path, &settings("m"), false).unwrap();
+        assert_eq!(journal.engines(), before);
+        journal.rows_of("cpu").unwrap();
+        journal.push(&row(3)).unwrap();
+        assert_eq!(rows(&mut journal), [row(0), row(1), row(2), row(3)]);
+        let shares: Vec<_> = journal
+            .engines()
+            .iter()
+            .map(|s| (&*s.engine, s.tiles, s.first.as_deref(), s.last.as_deref()))
+            .collect();
+        let expected = [
+            ("wgpu", 2, Some("spot 0"), Some("spot 1")),
+            ("cpu", 2, Some("spot 2"), Some("spot 3")),
+        ];
+        assert_eq!(shares, expected);
     }
 
     #[test]

@@ -22,8 +22,8 @@ use std::time::{Instant, SystemTime};
 
 pub use progress::{NoProgress, Progress};
 pub use report::{
-    DamagedReport, GeneMean, ModelReport, ProgramReport, RunReport, SlideReport, TileCounts,
-    Timings,
+    DamagedReport, EngineShare, GeneMean, ModelReport, ProgramReport, RunReport, SlideReport,
+    TileCounts, Timings,
 };
 pub use tiles::TileSource;
 
@@ -307,6 +307,7 @@ impl<'a> Plan<'a> {
                 engine: engine.name().into(),
                 threads: self.request.threads,
             },
+            engines: journal.engines().iter().filter(|share| share.tiles > 0).cloned().collect(),
             model: describe_model(self.model),
             slide: self.slide_report.clone(),
             settings: self.settings.clone(),
@@ -367,7 +368,10 @@ impl<'a> Plan<'a> {
             threads: self.request.threads,
             stop,
         };
-        pipeline.run(left, |outcome| {
+        pipeline.run(left, |outcome, ran_on| {
+            if let Some(engine) = ran_on {
+                journal.rows_of(engine)?;
+            }
             if let Outcome::Damaged(DamagedTile { tile, problem }) = &outcome {
                 tracing::warn!("tile {} is left out, the slide is damaged: {problem}", tile.id);
             }

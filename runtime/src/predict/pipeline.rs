@@ -1,7 +1,7 @@
 //! The pipeline: tiles in, rows out in tile order, with every stage running at the same time.
 //!
 //! ```text
-//! tiles --> [read and resample] x n --> [infer, confidence] x n --> rows in tile order
+//! tiles --> [read and resample] x n --> [infer, confidence] x m --> rows in tile order
 //! ```
 //!
 //! The stages are joined by bounded queues. On top of that a fixed number of tickets limits the
@@ -20,7 +20,7 @@ use crate::slide::Slide;
 use crate::tiling::{Tile, read_tile};
 use crate::{Error, Result};
 
-/// Tiles under way for every inference thread: one being read, one waiting, one being inferred,
+/// Tiles under way for every inference session: one being read, one waiting, one being inferred,
 /// one waiting for an earlier tile.
 const TICKETS_PER_THREAD: usize = 4;
 
@@ -41,6 +41,12 @@ pub enum Outcome {
     /// Its pixels cannot be decoded.
     Damaged(DamagedTile),
 }
+
+/// Name of the engine that predicted a tile; none for one that was left out.
+pub type RanOn = Option<&'static str>;
+
+/// What the stages hand to the end.
+type Done = Result<(Outcome, RanOn)>;
 
 /// A tile that was left out because the slide is damaged there.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,35 +69,37 @@ pub struct Pipeline<'a> {
     pub columns: &'a [usize],
     /// What the model was trained on.
     pub confidence: Option<&'a Confidence>,
-    /// Threads per stage.
+    /// Threads that read; the engine says how many sessions keep it busy beside them.
     pub threads: usize,
     /// Set from outside to stop after the tiles that are under way.
     pub stop: &'a AtomicBool,
 }
 
 impl Pipeline<'_> {
-    /// Runs `jobs` and calls `write` with what became of each, in their order, on this thread.
+    /// Runs `jobs` and calls `write` with what became of each and the engine that predicted it, in
+    /// their order, on this thread.
     /// When [`Pipeline::stop`] is set no new tile is started and those under way are finished.
     ///
     /// # Errors
     /// The first error of any stage or of `write`, damage of single tiles apart; the rows before
     /// it have been written.
-    pub fn run<J>(&self, jobs: J, mut write: impl FnMut(Outcome) -> Result<()>) -> Result<()>
+    pub fn run<J>(&self, jobs: J, mut write: impl FnMut(Outcome, RanOn) -> Result<()>) -> Result<()>
     where
         J: Iterator<Item = Job> + Send,
     {
         let threads = self.threads.max(1);
         // Sessions first: an engine that cannot start says so before any thread runs.
-        let sessions = (0..threads).map(|_| self.engine.session()).collect::<Result<Vec<_>>>()?;
-        let tickets = TICKETS_PER_THREAD * threads;
+        let inferring = self.engine.sessions(threads).max(1);
+        let sessions = (0..inferring).map(|_| self.engine.session()).collect::<Result<Vec<_>>>()?;
+        let tickets = TICKETS_PER_THREAD * threads.max(inferring);
         let (ticket_back, ticket) = bounded::<()>(tickets);
         for _ in 0..tickets {
             // The queue has room for all of them.
             let _ = ticket_back.send(());
         }
         let (to_read, jobs_in) = bounded::<(u64, Job)>(threads);
-        let (to_infer, read_in) = bounded::<(u64, Job, Vec<u8>)>(threads);
-        let (to_write, rows_in) = bounded::<(u64, Result<Outcome>)>(threads);
+        let (to_infer, read_in) = bounded::<(u64, Job, Vec<u8>)>(inferring);
+        let (to_write, rows_in) = bounded::<(u64, Done)>(inferring);
 
         std::thread::scope(|scope| {
             let stop = self.stop;
@@ -107,8 +115,8 @@ impl Pipeline<'_> {
             }
             // Only the threads hold the queues now: each stage ends when the one before it has.
             drop((jobs_in, to_infer, read_in, to_write));
-            let result = in_order(rows_in, |outcome| {
-                write(outcome)?;
+            let result = in_order(rows_in, |outcome, ran_on| {
+                write(outcome, ran_on)?;
                 let _ = ticket_back.try_send(());
                 Ok(())
             });
@@ -123,7 +131,7 @@ impl Pipeline<'_> {
         &self,
         jobs: &Receiver<(u64, Job)>,
         done: &Sender<(u64, Job, Vec<u8>)>,
-        left_out: &Sender<(u64, Result<Outcome>)>,
+        left_out: &Sender<(u64, Done)>,
     ) {
         for (number, job) in jobs {
             let (x, y) = job.tile.centre();
@@ -133,7 +141,7 @@ impl Pipeline<'_> {
                 Ok(image) => done.send((number, job, image)).is_ok(),
                 Err(Error::Damaged { problem, .. }) => {
                     let damaged = DamagedTile { tile: job.tile, problem };
-                    left_out.send((number, Ok(Outcome::Damaged(damaged)))).is_ok()
+                    left_out.send((number, Ok((Outcome::Damaged(damaged), None)))).is_ok()
                 }
                 Err(error) => left_out.send((number, Err(error))).is_ok(),
             };
@@ -147,12 +155,13 @@ impl Pipeline<'_> {
         &self,
         mut session: Box<dyn Session>,
         tiles: &Receiver<(u64, Job, Vec<u8>)>,
-        done: &Sender<(u64, Result<Outcome>)>,
+        done: &Sender<(u64, Done)>,
     ) {
         for (number, job, image) in tiles {
             let values = caught("inference", &job, || session.predict(&image));
             let row = values.and_then(|values| self.row(job, &image, &values));
-            if done.send((number, row.map(Outcome::Row))).is_err() {
+            let ran_on = session.ran_on().unwrap_or(self.engine.name());
+            if done.send((number, row.map(|row| (Outcome::Row(row), Some(ran_on))))).is_err() {
                 return;
             }
         }
@@ -212,15 +221,16 @@ fn produce(
 /// Hands rows on in the order of their numbers, which start at 0 without a gap. Takes the queue,
 /// so that it closes when this returns.
 fn in_order(
-    rows: Receiver<(u64, Result<Outcome>)>,
-    mut write: impl FnMut(Outcome) -> Result<()>,
+    rows: Receiver<(u64, Done)>,
+    mut write: impl FnMut(Outcome, RanOn) -> Result<()>,
 ) -> Result<()> {
     let mut waiting = BTreeMap::new();
     let mut next = 0;
     for (number, row) in rows {
         waiting.insert(number, row);
         while let Some(outcome) = waiting.remove(&next) {
-            write(outcome?)?;
+            let (outcome, ran_on) = outcome?;
+            write(outcome, ran_on)?;
             next += 1;
         }
     }
@@ -319,7 +329,7 @@ mod tests {
             stop: &stop,
         };
         let mut rows = vec![];
-        let result = pipeline.run(jobs(100), |outcome| {
+        let result = pipeline.run(jobs(100), |outcome, _| {
             let Outcome::Row(row) = outcome else { panic!("nothing is damaged") };
             rows.push(row);
             if rows.len() as u64 == stop_after {

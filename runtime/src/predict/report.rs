@@ -18,6 +18,8 @@ pub struct RunReport {
     pub started: String,
     /// The program.
     pub program: ProgramReport,
+    /// Which engine predicted which tiles, in tile order; one entry unless it changed on the way.
+    pub engines: Vec<EngineShare>,
     /// The model.
     pub model: ModelReport,
     /// The slide.
@@ -47,6 +49,33 @@ pub struct ProgramReport {
     pub engine: String,
     /// Inference threads.
     pub threads: usize,
+}
+
+/// A run of tiles that one engine predicted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EngineShare {
+    /// The engine.
+    pub engine: String,
+    /// How many tiles.
+    pub tiles: u64,
+    /// Id of the first, where tiles have an order.
+    pub first: Option<String>,
+    /// Id of the last.
+    pub last: Option<String>,
+}
+
+impl EngineShare {
+    /// No tile yet.
+    pub fn new(engine: &str) -> Self {
+        Self { engine: engine.into(), tiles: 0, first: None, last: None }
+    }
+
+    /// One more tile.
+    pub fn take(&mut self, id: &str) {
+        self.tiles += 1;
+        self.first.get_or_insert_with(|| id.into());
+        self.last = Some(id.into());
+    }
 }
 
 /// The model that was used.

@@ -114,7 +114,10 @@ pub fn run(settings: &Settings, told: &mut dyn FnMut(&str)) -> Result<Results> {
 
     let mut cells = Vec::new();
     let engines: Vec<String> = match settings.engines.as_slice() {
-        [] => ENGINES.iter().map(|engine| engine.name.to_owned()).collect(),
+        [] => {
+            let processor = ENGINES.iter().filter(|engine| !engine.graphics);
+            processor.map(|engine| engine.name.to_owned()).collect()
+        }
         named => named.to_vec(),
     };
     for (model, facts) in models.iter().enumerate() {

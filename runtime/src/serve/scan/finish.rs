@@ -10,7 +10,8 @@ use super::survey::Geometry;
 use crate::Result;
 use crate::output::{self, Context, Row};
 use crate::predict::{
-    self, ProgramReport, REPORT_FILE, RunReport, SlideReport, TileCounts, Timings, write_rows,
+    self, EngineShare, ProgramReport, REPORT_FILE, RunReport, SlideReport, TileCounts, Timings,
+    write_rows,
 };
 use crate::serve::journal::{ScanJournal, Stored};
 use crate::serve::metrics::Latencies;
@@ -138,6 +139,10 @@ pub(in crate::serve) fn finish(ending: Ending, predictor: &Predictor) -> Result<
                 engine: predictor.engine_name.into(),
                 threads: ending.threads,
             },
+            engines: vec![EngineShare {
+                tiles: predicted,
+                ..EngineShare::new(predictor.engine_name)
+            }],
             model: predict::describe_model(&predictor.model),
             slide: SlideReport {
                 file: ending.slide.name.clone(),

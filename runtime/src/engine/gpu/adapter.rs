@@ -1,0 +1,239 @@
+//! Graphics adapters: which there are, which is used, and opening it.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::shader::Abilities;
+
+/// Environment variable that chooses an adapter by its number in the list or a part of its name.
+pub const CHOICE: &str = "DIFFBULK_GPU";
+
+/// An adapter as `diffbulk info --adapters` tells it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Adapter {
+    /// Name the driver gives.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// Interface: `vulkan`, `metal`, `dx12`.
+    pub backend: String,
+    /// Driver and its version.
+    pub driver: String,
+    /// Float16 in shaders.
+    pub half: bool,
+    /// Smallest and largest subgroup, where shaders can use them.
+    pub subgroups: Option<[u32; 2]>,
+    /// Timestamps, for times of single operators.
+    pub timestamps: bool,
+    /// Cooperative matrices (no shader uses them).
+    pub cooperative_matrices: bool,
+    /// Largest buffer that a shader sees, in bytes.
+    pub binding_bytes: u64,
+    /// Shared memory of a workgroup, in bytes.
+    pub workgroup_bytes: u32,
+    /// Threads of a workgroup.
+    pub workgroup_threads: u32,
+}
+
+impl Adapter {
+    fn new(adapter: &wgpu::Adapter) -> Self {
+        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        let subgroups = features.contains(wgpu::Features::SUBGROUP);
+        Self {
+            kind: match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => "discrete",
+                wgpu::DeviceType::IntegratedGpu => "integrated",
+                wgpu::DeviceType::VirtualGpu => "virtual",
+                wgpu::DeviceType::Cpu => "software",
+                wgpu::DeviceType::Other => "other",
+            },
+            backend: info.backend.to_string(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            name: info.name,
+            half: features.contains(wgpu::Features::SHADER_F16),
+            subgroups: subgroups.then_some([info.subgroup_min_size, info.subgroup_max_size]),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            cooperative_matrices: features
+                .contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            binding_bytes: limits.max_storage_buffer_binding_size as u64,
+            workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            workgroup_threads: limits.max_compute_invocations_per_workgroup,
+        }
+    }
+
+    /// True for a program that plays a graphics processor: slower than the `cpu` engine.
+    pub fn is_software(&self) -> bool {
+        self.kind == "software"
+    }
+}
+
+/// All adapters, the preferred first.
+pub fn adapters() -> Vec<Adapter> {
+    all().iter().map(Adapter::new).collect()
+}
+
+fn all() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let instance = wgpu::Instance::new(descriptor);
+    let mut all = block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    // Stable: the system's own order decides among equals.
+    all.sort_by_key(|adapter| match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
+    all
+}
+
+/// An open adapter.
+pub(super) struct Device {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) about: Adapter,
+    /// What went wrong outside of any call.
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl Device {
+    /// Opens the preferred adapter, or the one that [`CHOICE`] names; one that is no software, if
+    /// `hardware` is asked for.
+    ///
+    /// # Errors
+    /// When there is none, or its driver refuses.
+    pub(super) fn open(hardware: bool) -> Result<Self, String> {
+        let choice = std::env::var(CHOICE).ok().filter(|choice| !choice.is_empty());
+        let mut all = all();
+        let at = match &choice {
+            None if all.is_empty() => {
+                return Err(
+                    "this machine has no graphics adapter with a Vulkan, Metal or DX12 driver; \
+                            install the driver, or use --engine cpu"
+                        .into(),
+                );
+            }
+            None => 0,
+            Some(choice) => {
+                let named = |adapter: &wgpu::Adapter| {
+                    adapter.get_info().name.to_lowercase().contains(&choice.to_lowercase())
+                };
+                let number = choice.parse().ok().filter(|&at: &usize| at < all.len());
+                number.or_else(|| all.iter().position(named)).ok_or_else(|| {
+                    format!(
+                        "{CHOICE}={choice} is no adapter of this machine; `diffbulk info --adapters` \
+                         lists {}",
+                        all.len()
+                    )
+                })?
+            }
+        };
+        let adapter = all.swap_remove(at);
+        let about = Adapter::new(&adapter);
+        if hardware && choice.is_none() && about.is_software() {
+            return Err(format!("the only adapter, {}, is software", about.name));
+        }
+        let wanted =
+            wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let offered = adapter.limits();
+        // Core limits, but as large buffers as there are.
+        let limits = wgpu::Limits {
+            max_buffer_size: offered.max_buffer_size,
+            max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+            ..wgpu::Limits::defaults()
+        };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("diffbulk"),
+            required_features: adapter.features() & wanted,
+            required_limits: limits,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) = block_on(adapter.request_device(&descriptor))
+            .map_err(|error| format!("adapter {} cannot be opened: {error}", about.name))?;
+        let failure = Arc::new(Mutex::new(None));
+        let note = {
+            let failure = Arc::clone(&failure);
+            move |problem: String| {
+                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(problem);
+            }
+        };
+        device.on_uncaptured_error(Arc::new({
+            let note = note.clone();
+            move |error: wgpu::Error| note(error.to_string())
+        }));
+        device.set_device_lost_callback(move |reason, message| {
+            note(format!("the device is lost ({reason:?}): {message}"));
+        });
+        Ok(Self { device, queue, about, failure })
+    }
+
+    /// What its shaders may use; `half` asks for float16 where there is.
+    pub(super) fn abilities(&self, half: bool) -> Abilities {
+        Abilities {
+            half: half && self.about.half,
+            subgroups: self.about.subgroups.is_some(),
+            shared: !self.about.is_software(),
+        }
+    }
+
+    /// # Errors
+    /// When something has gone wrong outside of any call.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(problem) => Err(format!("adapter {}: {problem}", self.about.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Does `work`, and catches what the driver says to it.
+    ///
+    /// # Errors
+    /// What it says.
+    pub(super) fn scoped<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T, String> {
+        let filters = [
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::OutOfMemory,
+            wgpu::ErrorFilter::Validation,
+        ];
+        let scopes = filters.map(|filter| self.device.push_error_scope(filter));
+        let made = work();
+        let mut problem = None;
+        // The last one pushed is the first to go.
+        for scope in scopes.into_iter().rev() {
+            problem = problem.or(block_on(scope.pop()));
+        }
+        match problem {
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(format!(
+                "adapter {} has no memory left for {what}; use --engine cpu",
+                self.about.name
+            )),
+            Some(error) => Err(format!("adapter {}, {what}: {error}", self.about.name)),
+            None => Ok(made),
+        }
+    }
+
+    /// How long a batch may take before the driver is taken to hang.
+    pub(super) fn deadline(&self) -> Duration {
+        Duration::from_secs(if self.about.is_software() { 600 } else { 30 })
+    }
+}
+
+/// Waits for a future of wgpu's; natively they are ready at once.
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}

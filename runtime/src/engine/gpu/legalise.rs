@@ -1,0 +1,102 @@
+//! Fits the list to the shaders: each operator becomes one that a lowering knows, with further
+//! operators for what it cannot do on its way.
+
+use tract_onnx::prelude::Datum;
+
+use super::map::dims;
+use crate::engine::fused::{BufferId, BufferSpec, Core, FusedGraph, FusedOp, Input, Layout, Step};
+
+/// `graph` with operators that can be lowered one by one. Buffers have no places yet.
+pub(super) fn legalise(mut graph: FusedGraph) -> FusedGraph {
+    let ops = std::mem::take(&mut graph.ops);
+    let mut legal = Legal { graph, name: String::new() };
+    for op in ops {
+        legal.name.clone_from(&op.name);
+        legal.op(op);
+    }
+    legal.graph
+}
+
+struct Legal {
+    graph: FusedGraph,
+    /// Of the operator in work.
+    name: String,
+}
+
+impl Legal {
+    fn op(&mut self, mut op: FusedOp) {
+        let (enlarged, most) = match &op.core {
+            Core::Conv(conv) if conv.groups == 1 => (2, usize::MAX),
+            Core::Conv(_) | Core::IntegerConv(_) | Core::Pool(_) => (1, 1),
+            Core::Map => return self.graph.ops.push(op),
+            _ => (1, usize::MAX),
+        };
+        for input in &mut op.inputs {
+            if !(input.upsample == 1 || input.upsample == enlarged) {
+                *input = self.gathered(&[*input]);
+            }
+        }
+        if op.inputs.len() > most {
+            op.inputs = vec![self.gathered(&op.inputs)];
+        }
+        self.split_at_norm(op);
+    }
+
+    /// A pixel norm needs all channels of a pixel: an operator of its own.
+    fn split_at_norm(&mut self, mut op: FusedOp) {
+        let Some(at) = op.steps.iter().position(|step| matches!(step, Step::Norm { .. })) else {
+            return self.graph.ops.push(op);
+        };
+        let rest = op.steps.split_off(at);
+        let buffer = match op.steps.last() {
+            Some(Step::Store(buffer)) => *buffer,
+            _ => {
+                let stored = rest.iter().find_map(|step| match step {
+                    Step::Store(buffer) => Some(*buffer),
+                    _ => None,
+                });
+                let layout =
+                    stored.map_or(Layout::vector(0), |id| self.graph.buffers[id].layout.clone());
+                let buffer = self.temporary(layout);
+                op.steps.push(Step::Store(buffer));
+                buffer
+            }
+        };
+        self.graph.ops.push(op);
+        self.map(&[Input { buffer, upsample: 1 }], rest);
+    }
+
+    fn map(&mut self, inputs: &[Input], steps: Vec<Step>) {
+        self.graph.ops.push(FusedOp {
+            name: self.name.clone(),
+            core: Core::Map,
+            inputs: inputs.to_vec(),
+            steps,
+            outputs: vec![],
+        });
+    }
+
+    /// The inputs, enlarged and concatenated, in a buffer of their own.
+    fn gathered(&mut self, inputs: &[Input]) -> Input {
+        let (mut size, mut channels) = ([0; 2], 0);
+        for input in inputs {
+            let [height, width, count] = dims(&self.graph.buffers[input.buffer]);
+            size = [height * input.upsample, width * input.upsample];
+            channels += count;
+        }
+        let layout = Layout::Map { height: size[0], width: size[1], channels };
+        let buffer = self.temporary(layout);
+        self.map(inputs, vec![Step::Store(buffer)]);
+        Input { buffer, upsample: 1 }
+    }
+
+    fn temporary(&mut self, layout: Layout) -> BufferId {
+        self.graph.buffers.push(BufferSpec {
+            name: self.name.clone(),
+            element: f32::datum_type(),
+            layout,
+            offset: 0,
+        });
+        self.graph.buffers.len() - 1
+    }
+}

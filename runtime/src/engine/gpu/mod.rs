@@ -1,0 +1,158 @@
+//! The `wgpu` engine: the list of fused operators on any graphics processor with Vulkan, Metal or
+//! DX12, from the same file as the other engines.
+//!
+//! [`legalise`] fits the list to the shaders, [`lower`] writes each operator's shaders and packs its
+//! weights, [`program`] is all of that with every place planned; [`adapter`] opens the device,
+//! [`resident`] puts a program on it, and [`worker`] runs batches of the tiles that sessions hand in.
+//!
+//! What a shader may touch is settled before there is a device: [`lower`] derives the size of every map
+//! from the operators' geometry and refuses a graph whose buffers say otherwise, so no index leaves
+//! its map whatever a model file holds.
+
+pub mod adapter;
+mod conv;
+mod integer;
+mod legalise;
+mod lower;
+mod map;
+mod program;
+#[cfg(test)]
+mod reference;
+mod resident;
+mod shader;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use self::adapter::Device;
+use self::program::Program;
+use self::resident::{Resident, SLOTS};
+use self::worker::Desk;
+use super::{Engine, Session, fused};
+use crate::model::typed::{guarded, typed};
+use crate::model::widen::{Rounding, widen};
+use crate::model::{Model, pb::ModelProto};
+use crate::{Error, Result};
+
+/// Registered name.
+pub(crate) const NAME: &str = "wgpu";
+
+/// Tiles of a batch, where they fit: enough that small maps fill a device.
+const BATCH: usize = 8;
+
+/// What lowering makes, or why it cannot.
+type Lowered<T> = std::result::Result<T, String>;
+
+fn refuse<T>(why: impl Into<String>) -> Lowered<T> {
+    Err(why.into())
+}
+
+struct GpuEngine {
+    program: Arc<Program>,
+    desk: Desk,
+    about: String,
+    batch: usize,
+    genes: usize,
+}
+
+/// Loads `model` on the preferred adapter.
+pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
+    open_on(Device::open(false).map_err(failure)?, model, proto)
+}
+
+/// Loads `model` on an adapter that is no software.
+pub(crate) fn open_hardware(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
+    open_on(Device::open(true).map_err(failure)?, model, proto)
+}
+
+fn open_on(device: Device, model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
+    let half = model.metadata().precision == "float16";
+    let input = model.input_shape();
+    let genes = model.metadata().panel.len();
+    let graph = guarded(model.path(), || {
+        let graph = typed(&widen(&proto, Rounding::Left), &input)?;
+        drop(proto);
+        fused::fuse(graph)
+    })?;
+    let abilities = device.abilities(half);
+    let program = Program::new(graph, abilities).map_err(|why| {
+        Error::model(
+            model.path(),
+            format!("the {NAME} engine cannot run it: {why}; use --engine cpu"),
+        )
+    })?;
+    if program.image[0] != input.iter().product::<usize>()
+        || [program.output.pixels(), program.output.channels] != [1, genes]
+    {
+        return Err(Error::model(
+            model.path(),
+            format!(
+                "for one tile its output is not {genes} values, one for each gene of its panel; export \
+                 it again"
+            ),
+        ));
+    }
+    let program = Arc::new(program);
+    let kind = if abilities.half { "float16" } else { "float32" };
+    let about = format!("{} ({}), {kind}", device.about.name, device.about.backend);
+    // A program that plays a device gains nothing from batches.
+    let batch = if device.about.is_software() { 1 } else { BATCH };
+    let resident = Resident::new(Arc::new(device), Arc::clone(&program), batch).map_err(failure)?;
+    let batch = resident.batch;
+    let desk = Desk::open(resident).map_err(failure)?;
+    Ok(Box::new(GpuEngine { program, desk, about, batch, genes }))
+}
+
+impl Engine for GpuEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn session(&self) -> Result<Box<dyn Session>> {
+        let (bytes, genes) = (self.program.image[0], self.genes);
+        Ok(Box::new(GpuSession { desk: self.desk.clone(), bytes, genes }))
+    }
+
+    fn sessions(&self, threads: usize) -> usize {
+        threads.max(self.batch * SLOTS)
+    }
+
+    fn instructions(&self) -> Option<String> {
+        Some(self.about.clone())
+    }
+
+    fn list(&self) -> Option<String> {
+        Some(self.program.list())
+    }
+}
+
+struct GpuSession {
+    desk: Desk,
+    bytes: usize,
+    genes: usize,
+}
+
+impl Session for GpuSession {
+    fn predict_into(&mut self, image: &[u8], values: &mut Vec<f32>) -> Result<()> {
+        if image.len() != self.bytes {
+            return Err(failure(format!(
+                "a tile has {} bytes, this one {}",
+                self.bytes,
+                image.len()
+            )));
+        }
+        *values = self.desk.predict(image).map_err(failure)?;
+        debug_assert_eq!(values.len(), self.genes);
+        Ok(())
+    }
+}
+
+/// An error of this engine while opening or running.
+fn failure(problem: impl std::fmt::Display) -> Error {
+    Error::Engine { engine: NAME, problem: format!("{problem}") }
+}

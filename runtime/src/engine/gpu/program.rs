@@ -1,0 +1,190 @@
+//! A list of fused operators as dispatches with all places planned: what is uploaded once, and what is
+//! run for every batch. Made without a device, so it can be checked without one.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use tract_onnx::prelude::Datum;
+use tract_onnx::tract_core::internal::f16;
+
+use super::legalise::legalise;
+use super::lower::Context;
+use super::map::{self, Map};
+use super::shader::{Abilities, Kernel, Weights};
+use super::{Lowered, refuse};
+use crate::engine::fused::FusedGraph;
+
+/// Multiple of every binding's first byte (a core limit of WebGPU).
+const BINDING: usize = 256;
+
+/// Least bytes of a binding, so that none is empty.
+const LEAST: usize = 16;
+
+/// Everything to be run for a batch of tiles.
+pub(super) struct Program {
+    pub(super) dispatches: Vec<Dispatch>,
+    /// Different shaders.
+    pub(super) sources: Vec<String>,
+    /// Weights and factors of all dispatches.
+    pub(super) constants: Vec<u8>,
+    /// Numbers of all dispatches.
+    pub(super) params: Vec<u8>,
+    /// Elements of a tile's maps.
+    pub(super) arena: usize,
+    /// Words of a tile's scratch.
+    pub(super) scratch: usize,
+    /// Bytes of an image, and the words they take.
+    pub(super) image: [usize; 2],
+    /// Where the predictions lie.
+    pub(super) output: Map,
+    /// Maps are float16.
+    pub(super) half: bool,
+    /// The operators, in the order of the list.
+    pub(super) ops: Vec<About>,
+}
+
+/// One shader on one piece of work.
+#[derive(Debug, Clone)]
+pub(super) struct Dispatch {
+    /// Operator that it is part of.
+    pub(super) op: usize,
+    /// Index into [`Program::sources`].
+    pub(super) source: usize,
+    pub(super) weights: Range<usize>,
+    pub(super) factors: Range<usize>,
+    pub(super) params: Range<usize>,
+    /// Workgroups in x and y.
+    pub(super) groups: [u32; 2],
+}
+
+/// An operator in words.
+#[derive(Debug, Clone)]
+pub(super) struct About {
+    pub(super) name: String,
+    pub(super) line: String,
+    pub(super) kernel: String,
+    /// Multiply-accumulates of the direct form.
+    pub(super) macs: u64,
+    /// Bytes that must be read and written at least: maps and weights, each once.
+    pub(super) bytes: u64,
+}
+
+impl Program {
+    /// Lowers `graph`.
+    ///
+    /// # Errors
+    /// The operator there is no shader for, or what contradicts itself.
+    pub(super) fn new(graph: FusedGraph, abilities: Abilities) -> Lowered<Self> {
+        let graph = legalise(graph);
+        let ([image], [output]) = (&graph.inputs[..], &graph.outputs[..]) else {
+            return refuse("it has not one input and one output");
+        };
+        let (image, output) = (&graph.buffers[*image], *output);
+        if image.element != u8::datum_type() {
+            return refuse(format!("its input holds {:?}, not bytes", image.element));
+        }
+        let (maps, arena) = map::place(&graph, abilities.half)?;
+        let image = [image.layout.len(), image.layout.len().div_ceil(4)];
+        let context =
+            Context { graph: &graph, maps: &maps, stride: arena, image_words: image[1], abilities };
+        let element = if abilities.half { 2 } else { 4 };
+        let mut program = Self {
+            dispatches: vec![],
+            sources: vec![],
+            constants: vec![],
+            params: vec![],
+            arena,
+            scratch: 1,
+            image,
+            output: maps[output],
+            half: abilities.half,
+            ops: vec![],
+        };
+        let mut known = HashMap::new();
+        for (k, op) in graph.ops.iter().enumerate() {
+            let line = graph.describe(op);
+            let lowered = context.lower(op).map_err(|why| format!("operator {line}: {why}"))?;
+            program.scratch = program.scratch.max(lowered.scratch);
+            let traffic: usize = op
+                .reads()
+                .chain(op.writes())
+                .map(|id| 4 * element * maps[id].pixels() * maps[id].c4())
+                .sum();
+            let start = program.constants.len();
+            let kinds: Vec<&str> = lowered.kernels.iter().map(|kernel| kernel.kind).collect();
+            for kernel in lowered.kernels {
+                program.push(k, kernel, &mut known);
+            }
+            program.ops.push(About {
+                name: op.name.clone(),
+                line,
+                kernel: kinds.join(", "),
+                macs: op.macs(&graph.buffers),
+                bytes: (traffic + program.constants.len() - start) as u64,
+            });
+        }
+        Ok(program)
+    }
+
+    fn push(&mut self, op: usize, kernel: Kernel, known: &mut HashMap<String, usize>) {
+        let next = self.sources.len();
+        let source = *known.entry(kernel.source.clone()).or_insert(next);
+        if source == next {
+            self.sources.push(kernel.source);
+        }
+        let weights = match (kernel.weights, self.half) {
+            (Weights::Reals(values), false) => {
+                append(&mut self.constants, values.iter().map(|value| value.to_le_bytes()))
+            }
+            (Weights::Reals(values), true) => {
+                let halves = values.iter().map(|value| f16::from_f32(*value).to_le_bytes());
+                append(&mut self.constants, halves)
+            }
+            (Weights::Words(words), _) => {
+                append(&mut self.constants, words.iter().map(|word| word.to_le_bytes()))
+            }
+        };
+        let factors = kernel.factors.iter().map(|value| value.to_le_bytes());
+        let factors = append(&mut self.constants, factors);
+        let params = append(&mut self.params, kernel.params.iter().map(|word| word.to_le_bytes()));
+        let groups = kernel.groups;
+        self.dispatches.push(Dispatch { op, source, weights, factors, params, groups });
+    }
+
+    /// Bytes of one tile's maps.
+    pub(super) fn arena_bytes(&self) -> usize {
+        self.arena * if self.half { 8 } else { 16 }
+    }
+
+    /// All operators in words.
+    pub(super) fn list(&self) -> String {
+        let mut text = String::new();
+        for (k, op) in self.ops.iter().enumerate() {
+            text.push_str(&format!("{k:>3}  {}  [{}]\n", op.line, op.kernel));
+        }
+        text.push_str(&format!(
+            "{} operators in {} dispatches of {} shaders, {:.1} MMAC, {} KiB of maps a tile, {} KiB of \
+             constants",
+            self.ops.len(),
+            self.dispatches.len(),
+            self.sources.len(),
+            self.ops.iter().map(|op| op.macs).sum::<u64>() as f64 / 1e6,
+            self.arena_bytes().div_ceil(1024),
+            self.constants.len().div_ceil(1024)
+        ));
+        text
+    }
+}
+
+/// Appends `values` where a binding may begin; where they lie.
+fn append<const N: usize>(
+    bytes: &mut Vec<u8>,
+    values: impl Iterator<Item = [u8; N]>,
+) -> Range<usize> {
+    bytes.resize(bytes.len().next_multiple_of(BINDING), 0);
+    let start = bytes.len();
+    values.for_each(|value| bytes.extend(value));
+    let len = (bytes.len() - start).next_multiple_of(LEAST).max(LEAST);
+    bytes.resize(start + len, 0);
+    start..start + len
+}

@@ -1,0 +1,34 @@
+// Convolution, $TM pixels and four channels a thread, from global memory.
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
+  let n4 = i % $N4;
+  let first = i / $N4 * $TMu;
+  if (first >= $PIXELS) { return; }
+  tile = group.z;
+  base = tile * $STRIDE;
+$SETUP
+  var k = n4;
+  for (var ky = 0; ky < $KH; ky++) {
+    for (var kx = 0; kx < $KW; kx++) {
+      for (var s = 0u; s < $SOURCES; s++) {
+        // Offset, groups of channels, width, shift of enlarging.
+        let source = params[$FIRST + s];
+$ADDRESS
+        for (var c = 0u; c < source.y; c++) {
+          let b0 = V(weights[k]);
+          let b1 = V(weights[k + $N4]);
+          let b2 = V(weights[k + 2u * $N4]);
+          let b3 = V(weights[k + 3u * $N4]);
+          k += 4u * $N4;
+$MULTIPLY
+        }
+      }
+    }
+  }
+$STORE
+}

@@ -1,0 +1,18 @@
+// $LANES threads a pixel, which share its sum of squares.
+var<workgroup> sums: array<f32, 64>;
+
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
+  tile = group.z;
+  base = tile * $STRIDE;
+  let lane = thread % $LANESu;
+  let wanted = (group.y * groups.x + group.x) * (64u / $LANESu) + thread / $LANESu;
+  let inside = wanted < $PIXELS;
+  let pixel = min(wanted, $PIXELS - 1u);
+  var square = 0.0;
+$BODY
+}

@@ -1,0 +1,471 @@
+//! Every kernel against the scalar reference, over random shapes and steps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tract_onnx::prelude::*;
+
+use super::super::adapter::Device;
+use super::super::program::Program;
+use super::super::reference;
+use super::super::resident::Resident;
+use super::super::shader::Abilities;
+use super::super::testing::adapter_or_skip;
+use crate::engine::fused::*;
+
+/// Numbers from a seed.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// From `least` to `most`.
+    fn from(&mut self, least: usize, most: usize) -> usize {
+        least + (self.next() >> 33) as usize % (most - least + 1)
+    }
+
+    fn chance(&mut self) -> bool {
+        self.from(0, 1) == 1
+    }
+
+    fn real(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn reals(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.real()).collect()
+    }
+}
+
+/// A graph in the making, from one image.
+struct Build {
+    graph: FusedGraph,
+    random: Random,
+}
+
+impl Build {
+    fn new(seed: u64) -> Self {
+        let graph = FusedGraph {
+            ops: vec![],
+            buffers: vec![],
+            inputs: vec![],
+            outputs: vec![],
+            arena_bytes: 0,
+        };
+        Self { graph, random: Random::new(seed) }
+    }
+
+    fn buffer(&mut self, element: DatumType, layout: Layout) -> BufferId {
+        let name = format!("b{}", self.graph.buffers.len());
+        self.graph.buffers.push(BufferSpec { name, element, layout, offset: 0 });
+        self.graph.buffers.len() - 1
+    }
+
+    fn map(&mut self, [height, width, channels]: [usize; 3]) -> BufferId {
+        self.buffer(f32::datum_type(), Layout::Map { height, width, channels })
+    }
+
+    fn op(&mut self, core: Core, inputs: &[(BufferId, usize)], steps: Vec<Step>) {
+        let inputs = inputs.iter().map(|&(buffer, upsample)| Input { buffer, upsample }).collect();
+        let name = format!("op{}", self.graph.ops.len());
+        self.graph.ops.push(FusedOp { name, core, inputs, steps, outputs: vec![] });
+    }
+
+    /// The image, `[height, width, channels]` bytes.
+    fn image(&mut self, dims: [usize; 3]) -> BufferId {
+        let dims = vec![1, dims[0], dims[1], dims[2]];
+        let id = self.buffer(u8::datum_type(), Layout::Plain(dims));
+        self.graph.inputs = vec![id];
+        id
+    }
+
+    /// A map of reals made of the image.
+    fn source(&mut self, image: BufferId, block: usize, ones: bool) -> BufferId {
+        let [h, w, c] = super::super::map::dims(&self.graph.buffers[image]);
+        let channels = c * block * block + usize::from(ones);
+        let map = self.map([h / block, w / block, channels]);
+        let scale = Channels::Each((0..c).map(|_| self.random.real() / 64.0).collect());
+        let affine = Some((scale, Channels::One(-0.5)));
+        self.op(Core::Image { affine, block, ones }, &[(image, 1)], vec![Step::Store(map)]);
+        map
+    }
+
+    /// Steps of all kinds for a map of `dims` and the buffer that ends up as the graph's output.
+    fn steps(&mut self, dims: [usize; 3], like: Option<BufferId>, norm: bool) -> Vec<Step> {
+        let mut steps = vec![];
+        if self.random.chance() {
+            let bias = self.random.reals(dims[2]).into();
+            steps.push(Step::Offset(Channels::Each(bias)));
+        }
+        if let Some(buffer) = like {
+            let upsample = dims[0] / self.graph.buffers[buffer].layout.dims()[0];
+            let input = Input { buffer, upsample };
+            steps.push(match self.random.chance() {
+                true => Step::Add { input, scale: 0.75 },
+                false => Step::Multiply(input),
+            });
+        }
+        if norm {
+            steps.push(Step::Norm { epsilon: 1e-3 });
+        }
+        let activations = [
+            Activation::Clip { low: -0.5, high: 0.75 },
+            Activation::Silu,
+            Activation::Sigmoid,
+            Activation::Clip { low: f32::NEG_INFINITY, high: 1.0 },
+            Activation::Tanh,
+            Activation::Square,
+            Activation::Abs,
+            Activation::Negate,
+            Activation::Snap(Grid { scale: 0.03125, zero_point: 100 }),
+        ];
+        let pick = self.random.from(0, activations.len() - 1);
+        steps.push(Step::Activate(activations[pick]));
+        let first = self.map(dims);
+        steps.push(Step::Store(first));
+        let mut outputs = vec![first];
+        if self.random.chance() {
+            steps.push(Step::Scale(Channels::One(1.25)));
+            steps.push(Step::Activate(Activation::Silu));
+            let second = self.map(dims);
+            steps.push(Step::Store(second));
+            outputs.push(second);
+        }
+        let at = self.random.from(0, outputs.len() - 1);
+        self.graph.outputs = vec![outputs[at]];
+        steps
+    }
+
+    fn weights(&mut self, dims: &[usize]) -> Weights {
+        let len: usize = dims.iter().product();
+        let taps = (len / dims[0]).max(1) as f32;
+        let values: Vec<f32> = self.random.reals(len).iter().map(|v| v / taps.sqrt()).collect();
+        Weights::new(Tensor::from_shape(dims, &values).unwrap().into()).unwrap()
+    }
+}
+
+/// Runs graphs on one device.
+struct Bench {
+    device: Arc<Device>,
+    /// What of the device's abilities is tried.
+    abilities: Vec<Abilities>,
+}
+
+impl Bench {
+    fn open() -> Option<Self> {
+        if !adapter_or_skip() {
+            return None;
+        }
+        let device = Arc::new(Device::open(false).unwrap());
+        let all = device.abilities(false);
+        let mut abilities = vec![
+            Abilities { shared: false, subgroups: false, ..all },
+            Abilities { shared: true, ..all },
+        ];
+        abilities.dedup();
+        Some(Self { device, abilities })
+    }
+
+    /// Largest difference to the reference, over the larger of 1 and the largest value.
+    fn check(&self, build: &mut Build, what: &str, bound: f32) {
+        let bytes = build.graph.buffers[build.graph.inputs[0]].layout.len();
+        let image: Vec<u8> = (0..bytes).map(|_| build.random.next() as u8).collect();
+        let expected = reference::run(&build.graph, &image);
+        let largest = expected.iter().fold(1.0f32, |max, v| max.max(v.abs()));
+        for &abilities in &self.abilities {
+            let text = build.graph.to_string();
+            let program = Program::new(build.graph.clone(), abilities)
+                .unwrap_or_else(|why| panic!("{what}: {why}\n{text}"));
+            let resident = Resident::new(Arc::clone(&self.device), Arc::new(program), 2).unwrap();
+            // Twice the same tile in a batch: the second must not see the first.
+            let flight = resident.submit(0, &[&image, &image]).unwrap();
+            let found = resident.wait(flight, Duration::from_secs(60)).unwrap();
+            assert_eq!(found[0], found[1], "{what}\n{text}");
+            assert_eq!(found[0].len(), expected.len());
+            for (k, (found, expected)) in found[0].iter().zip(&expected).enumerate() {
+                let difference = (found - expected).abs() / largest;
+                assert!(
+                    difference <= bound,
+                    "{what} {abilities:?}: value {k} is {found}, not {expected}\n{text}"
+                );
+            }
+        }
+    }
+}
+
+fn padding(random: &mut Random, most: usize) -> Padding {
+    let mut side = || random.from(0, most);
+    Padding { top: side(), bottom: side(), left: side(), right: side() }
+}
+
+fn reach(size: usize, kernel: usize, dilation: usize, stride: usize, pad: usize) -> usize {
+    (size + pad - ((kernel - 1) * dilation + 1)) / stride + 1
+}
+
+fn geometry(
+    build: &mut Build,
+    channels: usize,
+    size: [usize; 2],
+    depthwise: bool,
+) -> (Conv, [usize; 3]) {
+    let random = &mut build.random;
+    let outputs = if depthwise { channels } else { random.from(1, 40) };
+    let kernel = [random.from(1, 3), random.from(1, 5)];
+    let stride = [random.from(1, 2), random.from(1, 2)];
+    let dilation = [random.from(1, 2), 1];
+    let padding = padding(random, 2);
+    let p = padding;
+    let dims = [
+        reach(size[0], kernel[0], dilation[0], stride[0], p.top + p.bottom),
+        reach(size[1], kernel[1], dilation[1], stride[1], p.left + p.right),
+        outputs,
+    ];
+    let group = if depthwise { 1 } else { channels };
+    let weights = build.weights(&[outputs, group, kernel[0], kernel[1]]);
+    let groups = if depthwise { channels } else { 1 };
+    let conv = Conv { weights, channels, outputs, kernel, stride, dilation, padding, groups };
+    (conv, dims)
+}
+
+#[test]
+fn convolutions() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 0..12 {
+        let mut build = Build::new(seed);
+        let c = build.random.from(1, 12);
+        let size = [2 * build.random.from(3, 7), 2 * build.random.from(3, 7)];
+        let image = build.image([size[0], size[1], c]);
+        let mut inputs = vec![(build.source(image, 1, seed % 2 == 0), 1)];
+        if build.random.chance() {
+            inputs.push((build.source(image, 2, false), 2));
+        }
+        if build.random.chance() {
+            inputs.push((build.source(image, 1, false), 1));
+        }
+        let dims = |build: &Build, id: BufferId| build.graph.buffers[id].layout.dims();
+        let channels = inputs.iter().map(|&(id, _)| dims(&build, id)[2]).sum();
+        let (conv, made) = geometry(&mut build, channels, size, false);
+        let steps = build.steps(made, None, seed % 4 == 3);
+        build.op(Core::Conv(conv), &inputs, steps);
+        bench.check(&mut build, "convolution", 2e-5);
+    }
+}
+
+#[test]
+fn pointwise_and_residual_convolutions() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 20..26 {
+        let mut build = Build::new(seed);
+        let c = build.random.from(1, 70);
+        let size = [2 * build.random.from(2, 6), 2 * build.random.from(2, 6)];
+        let image = build.image([size[0], size[1], c]);
+        let source = build.source(image, 1, false);
+        let beside = build.source(image, 2, false);
+        let outputs = 4 * c;
+        let weights = build.weights(&[outputs, c, 1, 1]);
+        let conv = Conv {
+            weights,
+            channels: c,
+            outputs,
+            kernel: [1; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            padding: Padding::default(),
+            groups: 1,
+        };
+        // What is added is enlarged on the way.
+        let steps = build.steps([size[0], size[1], outputs], Some(beside), seed % 3 == 0);
+        build.op(Core::Conv(conv), &[(source, 1)], steps);
+        bench.check(&mut build, "pointwise", 2e-5);
+    }
+}
+
+#[test]
+fn depthwise_convolutions() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 30..36 {
+        let mut build = Build::new(seed);
+        let c = build.random.from(2, 40);
+        let size = [build.random.from(6, 14), build.random.from(6, 14)];
+        let image = build.image([size[0], size[1], c]);
+        let source = build.source(image, 1, false);
+        let (conv, made) = geometry(&mut build, c, size, true);
+        let steps = build.steps(made, None, false);
+        build.op(Core::Conv(conv), &[(source, 1)], steps);
+        bench.check(&mut build, "depthwise", 1e-5);
+    }
+}
+
+#[test]
+fn integer_convolutions_equal_the_scalar_kernels_bit_for_bit() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 40..52 {
+        let mut build = Build::new(seed);
+        let depthwise = seed % 3 == 0;
+        let c = build.random.from(2, 24);
+        let size = [2 * build.random.from(3, 6), 2 * build.random.from(3, 6)];
+        let image = build.image([size[0], size[1], c]);
+        let mut inputs = vec![(build.source(image, 1, false), 1)];
+        if !depthwise && build.random.chance() {
+            inputs.push((build.source(image, 2, false), 2));
+        }
+        let channels = inputs.iter().map(|&(id, _)| build.graph.buffers[id].layout.dims()[2]).sum();
+        let (conv, made) = geometry(&mut build, channels, size, depthwise);
+        let scales: Vec<f32> =
+            (0..conv.outputs).map(|_| 0.004 + build.random.real().abs()).collect();
+        let row = conv.weights.values().len() / conv.outputs;
+        let integers: Vec<i8> = (0..row * conv.outputs)
+            .map(|_| build.random.from(0, 254) as i16 - 127)
+            .map(|v| v as i8)
+            .collect();
+        let zero_point = build.random.from(0, 255) as u8;
+        let input = Grid { scale: 0.011, zero_point };
+        let products: Vec<f32> = scales.iter().map(|s| s * input.scale).collect();
+        let bias: Vec<f32> =
+            products.iter().map(|p| p * build.random.from(0, 2000) as f32).collect();
+        let integer = IntegerConv { conv, integers: integers.into(), scales: scales.into(), input };
+        let mut steps = vec![Step::Offset(Channels::Each(bias.into()))];
+        if seed % 2 == 0 {
+            let grid = Grid { scale: 0.5, zero_point: 17 };
+            let (first, second) = (build.map(made), build.map(made));
+            steps.extend([
+                Step::Activate(Activation::Snap(grid)),
+                Step::Store(first),
+                Step::Activate(Activation::Silu),
+                Step::Store(second),
+            ]);
+            build.graph.outputs = vec![if seed % 4 == 0 { first } else { second }];
+        } else {
+            let first = build.map(made);
+            steps.push(Step::Activate(Activation::Clip { low: -3.0, high: 40.0 }));
+            steps.push(Step::Store(first));
+            build.graph.outputs = vec![first];
+        }
+        build.op(Core::IntegerConv(integer), &inputs, steps);
+        bench.check(&mut build, "integer convolution", 0.0);
+    }
+}
+
+#[test]
+fn poolings_and_moments() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 60..68 {
+        let mut build = Build::new(seed);
+        let c = build.random.from(1, 70);
+        let size = [build.random.from(5, 20), build.random.from(5, 20)];
+        let image = build.image([size[0], size[1], c]);
+        let source = build.source(image, 1, false);
+        if seed % 2 == 0 {
+            let kernel = [build.random.from(1, 3), build.random.from(2, 3)];
+            let stride = [build.random.from(1, 2), build.random.from(1, 2)];
+            let padding = padding(&mut build.random, kernel[0].min(kernel[1]) - 1);
+            let p = padding;
+            let made = [
+                reach(size[0], kernel[0], 1, stride[0], p.top + p.bottom),
+                reach(size[1], kernel[1], 1, stride[1], p.left + p.right),
+                c,
+            ];
+            let (maximum, count_padding) = (build.random.chance(), build.random.chance());
+            let pool = Pool { maximum, kernel, stride, padding, count_padding };
+            let steps = build.steps(made, None, build.graph.ops.len() % 2 == 0);
+            build.op(Core::Pool(pool), &[(source, 1)], steps);
+        } else {
+            let (mean, deviation) = (build.map([1, 1, c]), build.map([1, 1, c]));
+            let core = Core::Moments { mean: true, deviation: true };
+            build.op(core, &[(source, 1)], vec![]);
+            build.graph.ops.last_mut().unwrap().outputs = vec![mean, deviation];
+            let all = build.map([1, 1, 2 * c]);
+            build.op(Core::Map, &[(mean, 1), (deviation, 1)], vec![Step::Store(all)]);
+            build.graph.outputs = vec![all];
+        }
+        bench.check(&mut build, "pooling", 1e-5);
+    }
+}
+
+#[test]
+fn maps_with_norms_and_concatenations() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 70..78 {
+        let mut build = Build::new(seed);
+        let c = build.random.from(1, 90);
+        let size = [2 * build.random.from(1, 8), 2 * build.random.from(1, 8)];
+        let image = build.image([size[0], size[1], c]);
+        let (a, b) = (build.source(image, 1, true), build.source(image, 2, false));
+        let inputs = [(a, 1), (b, 2), (a, 1)];
+        let inputs = &inputs[..build.random.from(1, 3)];
+        let channels = inputs.iter().map(|&(id, _)| build.graph.buffers[id].layout.dims()[2]).sum();
+        let steps = build.steps([size[0], size[1], channels], None, seed % 2 == 0);
+        build.op(Core::Map, inputs, steps);
+        bench.check(&mut build, "map", 1e-5);
+    }
+}
+
+#[test]
+fn attention() {
+    let Some(bench) = Bench::open() else { return };
+    for (seed, heads, dim) in [(80, 1, 4), (81, 3, 32), (82, 2, 64), (83, 5, 8)] {
+        let mut build = Build::new(seed);
+        let size = [build.random.from(1, 11), build.random.from(2, 11)];
+        let image = build.image([size[0], size[1], 3 * heads * dim]);
+        let source = build.source(image, 1, false);
+        let norm = if seed % 2 == 0 { None } else { Some(1e-4) };
+        let attention = Attention { heads, dim, norm, scale: 1.0 / (dim as f32).sqrt() };
+        let steps = build.steps([size[0], size[1], heads * dim], None, seed == 83);
+        build.op(Core::Attention(attention), &[(source, 1)], steps);
+        bench.check(&mut build, "attention", 2e-5);
+    }
+}
+
+#[test]
+fn group_norms() {
+    let Some(bench) = Bench::open() else { return };
+    for (seed, groups, each) in [(90, 8, 4), (91, 3, 5), (92, 1, 30), (93, 4, 16), (94, 6, 2)] {
+        let mut build = Build::new(seed);
+        let c = groups * each;
+        let size = [build.random.from(2, 20), build.random.from(2, 20)];
+        let image = build.image([size[0], size[1], c]);
+        let source = build.source(image, 1, false);
+        let scale = Channels::Each(build.random.reals(c).into());
+        let offset = Channels::Each(build.random.reals(c).into());
+        let mut steps =
+            vec![Step::Scale(scale), Step::Offset(offset), Step::Activate(Activation::Silu)];
+        let out = if seed % 2 == 0 {
+            steps.push(Step::Pool);
+            build.map([1, 1, c])
+        } else {
+            build.map([size[0], size[1], c])
+        };
+        steps.push(Step::Store(out));
+        build.graph.outputs = vec![out];
+        build.op(Core::GroupNorm { groups, epsilon: 1e-5 }, &[(source, 1)], steps);
+        bench.check(&mut build, "group norm", 2e-5);
+    }
+}
+
+#[test]
+fn matrices() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 100..106 {
+        let mut build = Build::new(seed);
+        let c = build.random.from(1, 300);
+        let image = build.image([1, 1, c]);
+        let (a, b) = (build.source(image, 1, false), build.source(image, 1, true));
+        let inputs = [(a, 1), (b, 1)];
+        let inputs = &inputs[..build.random.from(1, 2)];
+        let channels = inputs.iter().map(|&(id, _)| build.graph.buffers[id].layout.dims()[2]).sum();
+        let outputs = build.random.from(1, 60);
+        let weights = build.weights(&[outputs, channels]);
+        let steps = build.steps([1, 1, outputs], None, seed % 3 == 0);
+        build.op(Core::Dense(Dense { weights, channels, outputs }), inputs, steps);
+        bench.check(&mut build, "matrix", 1e-5);
+    }
+}

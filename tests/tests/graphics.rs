@@ -1,0 +1,89 @@
+//! The `wgpu` engine through the program. Any adapter will do, one in software too; without one these
+//! tests are left out, or fail where `DIFFBULK_REQUIRE_GPU` is set, as the project's check does.
+
+use std::path::Path;
+
+use diffbulk_tests::{Run, data, program};
+use serde_json::Value;
+
+const SLIDE: &str = "cmu-1-small-region.svs";
+
+fn adapters() -> Vec<Value> {
+    let json = Run::of(program("diffbulk").args(["info", "--adapters", "--json"])).ok();
+    let told: Value = serde_json::from_str(&json).expect("valid JSON");
+    told["adapters"].as_array().expect("a list").clone()
+}
+
+fn adapter_or_skip() -> bool {
+    if !adapters().is_empty() {
+        return true;
+    }
+    let required = std::env::var_os("DIFFBULK_REQUIRE_GPU").is_some();
+    assert!(!required, "DIFFBULK_REQUIRE_GPU is set, and there is no graphics adapter");
+    eprintln!(
+        "LEFT OUT: there is no graphics adapter (Debian: apt-get install mesa-vulkan-drivers)"
+    );
+    false
+}
+
+/// Predicts two tiles; the report and all numbers of the table.
+fn predict(directory: &Path, engine: &str) -> (Value, Vec<f32>) {
+    let centres = directory.join("spots.csv");
+    std::fs::write(&centres, "x,y\n900,1000\n700,512\n").unwrap();
+    let out = directory.join(engine);
+    Run::of(
+        program("diffbulk")
+            .args(["predict", "--format", "csv", "--engine", engine, "--at"])
+            .arg(&centres)
+            .arg(data(SLIDE))
+            .arg("-o")
+            .arg(&out),
+    )
+    .ok();
+    let report = std::fs::read(out.join("run.json")).unwrap();
+    let table = std::fs::read_to_string(out.join("cmu-1-small-region.csv")).unwrap();
+    let cells = table.lines().filter(|line| !line.starts_with('#')).skip(1);
+    let numbers = cells.flat_map(|line| line.split(',').filter_map(|cell| cell.parse().ok()));
+    (serde_json::from_slice(&report).unwrap(), numbers.collect())
+}
+
+#[test]
+fn the_adapter_predicts_what_the_processor_predicts() {
+    if !adapter_or_skip() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (report, found) = predict(directory.path(), "wgpu");
+    assert_eq!(report["engines"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(report["engines"][0]["engine"], "wgpu");
+    assert_eq!(report["engines"][0]["tiles"], 2);
+    let (_, expected) = predict(directory.path(), "cpu");
+    assert_eq!(found.len(), expected.len());
+    assert!(found.len() > 500);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() <= 1e-4 * expected.abs().max(1.0), "{found} {expected}");
+    }
+}
+
+#[test]
+fn auto_takes_the_processor_where_the_only_adapter_is_software() {
+    let hardware = adapters().iter().any(|adapter| adapter["kind"] != "software");
+    let directory = tempfile::tempdir().unwrap();
+    let (report, _) = predict(directory.path(), "auto");
+    let expected = if hardware { "wgpu" } else { "cpu" };
+    assert_eq!(report["engines"][0]["engine"], expected, "{report}");
+    assert_eq!(report["settings"]["engine"], "auto");
+}
+
+#[test]
+fn an_adapter_that_is_not_there_is_named() {
+    Run::of(
+        program("diffbulk")
+            .env("DIFFBULK_GPU", "abacus")
+            .args(["predict", "--engine", "wgpu"])
+            .arg(data(SLIDE))
+            .arg("-o")
+            .arg(tempfile::tempdir().unwrap().path()),
+    )
+    .fails_saying(&["abacus", "--adapters"]);
+}
