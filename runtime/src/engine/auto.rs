@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Engine, OperatorTime, Session, cpu};
+use super::{DevicePeak, Engine, OperatorTime, Session, cpu};
 use crate::Result;
 use crate::model::{Model, pb::ModelProto};
 
@@ -67,6 +67,14 @@ impl Engine for AutoEngine {
 
     fn operator_times(&self, image: &[u8], repetitions: usize) -> Result<Vec<OperatorTime>> {
         self.device.operator_times(image, repetitions)
+    }
+
+    fn operator_bytes(&self) -> Vec<u64> {
+        self.device.operator_bytes()
+    }
+
+    fn device_peak(&self) -> Result<Option<DevicePeak>> {
+        self.device.device_peak()
     }
 }
 

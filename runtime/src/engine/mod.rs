@@ -58,6 +58,17 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// Bytes that each operator of [`Engine::operator_times`] has to move at least for a tile, where
+    /// the engine tells.
+    fn operator_bytes(&self) -> Vec<u64> {
+        vec![]
+    }
+
+    /// What its device can do, measured, where it runs on one of its own.
+    fn device_peak(&self) -> Result<Option<DevicePeak>> {
+        Ok(None)
+    }
+
     /// Median time of each operator with one thread over `repetitions` runs of `image`; none where
     /// the engine cannot tell.
     fn operator_times(&self, image: &[u8], repetitions: usize) -> Result<Vec<OperatorTime>> {
@@ -98,6 +109,15 @@ pub struct OperatorTime {
     pub macs: u64,
     /// Median time.
     pub microseconds: f64,
+}
+
+/// What a device reaches in probes of nothing else.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct DevicePeak {
+    /// Float32 multiply-adds, GFLOP/s.
+    pub gflops: f64,
+    /// Reading and writing memory, GB/s.
+    pub gbytes: f64,
 }
 
 /// Loads a model into an engine. The graph comes apart from the model, so that it can be let go once

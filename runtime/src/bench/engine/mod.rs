@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use diffbulk_kernels::{Isa, measure_peak};
 use serde::Serialize;
 
-use crate::engine::{self, Engine, OperatorTime};
+use crate::engine::{self, DevicePeak, Engine, OperatorTime};
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -65,12 +65,19 @@ pub struct Measurement {
     pub throughput: Option<Tiles>,
     /// Multiply-accumulates a tile, as the model tells.
     pub macs: u64,
-    /// Peak of float32 multiply-adds of one core, GFLOP/s.
+    /// Peak of float32 multiply-adds of one core, or of the engine's device, GFLOP/s.
     pub peak_gflops: f64,
+    /// What the engine's device can do, where it has one of its own.
+    pub device: Option<DevicePeak>,
+    /// Sessions that run side by side in throughput mode.
+    pub sessions: usize,
     /// Largest resident memory of the process until now, in KiB, where the system tells.
     pub peak_memory_kib: Option<u64>,
-    /// Each operator with one thread, where the engine tells.
+    /// Each operator with one thread, where the engine tells; on a device a tile's share of a full
+    /// batch.
     pub operators: Vec<OperatorTime>,
+    /// Bytes that each of them has to move at least, where the engine tells.
+    pub operator_bytes: Vec<u64>,
 }
 
 /// Tiles in one mode.
@@ -101,6 +108,7 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
     if let Some(path) = &settings.values {
         write_values(&*engine, &tiles, path)?;
     }
+    let sessions = engine.sessions(settings.threads);
     let wanted = |mode| settings.only.is_none_or(|only| only == mode);
     let duration = Duration::from_secs_f64(settings.seconds);
     let all = settings.only.is_none();
@@ -111,11 +119,17 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
         None
     };
     let throughput = if wanted(Mode::Throughput) {
-        Some(side_by_side(&*engine, settings.threads, &tiles, duration)?)
+        Some(side_by_side(&*engine, sessions, &tiles, duration)?)
     } else {
         None
     };
     let operators = if all { engine.operator_times(&tiles[0], 15)? } else { vec![] };
+    let device = if all { engine.device_peak()? } else { None };
+    let peak_gflops = match device {
+        Some(device) => device.gflops,
+        None if all => peak_gflops()?,
+        None => 0.0,
+    };
     Ok(Measurement {
         engine: engine.name(),
         instructions: engine.instructions(),
@@ -125,9 +139,12 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
         latency,
         throughput,
         macs: model.metadata().macs_per_tile,
-        peak_gflops: if all { peak_gflops()? } else { 0.0 },
+        peak_gflops,
+        device,
+        sessions,
         peak_memory_kib: process::peak_memory_kib(),
         operators,
+        operator_bytes: engine.operator_bytes(),
     })
 }
 

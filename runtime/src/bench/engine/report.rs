@@ -11,11 +11,15 @@ pub fn text(measured: &Measurement) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "engine {}{}, {:.1} MMAC a tile, peak of a core {:.0} GFLOP/s, loaded in {:.0} ms{}",
+        "engine {}{}, {:.1} MMAC a tile, peak of {}, loaded in {:.0} ms{}",
         measured.engine,
         measured.instructions.as_ref().map(|name| format!(" ({name})")).unwrap_or_default(),
         measured.macs as f64 / 1e6,
-        measured.peak_gflops,
+        match measured.device {
+            Some(peak) =>
+                format!("the device {:.0} GFLOP/s and {:.0} GB/s", peak.gflops, peak.gbytes),
+            None => format!("a core {:.0} GFLOP/s", measured.peak_gflops),
+        },
         measured.load_ms,
         match measured.peak_memory_kib {
             Some(kib) => format!(", most memory {:.0} MiB", kib as f64 / 1024.0),
@@ -31,9 +35,11 @@ pub fn text(measured: &Measurement) -> String {
     let modes = [
         ("one thread".to_owned(), 1, &measured.single),
         (format!("one tile on {threads} threads"), threads, &measured.latency),
-        (format!("{threads} threads, a tile each"), threads, &measured.throughput),
+        (format!("{} sessions, a tile each", measured.sessions), threads, &measured.throughput),
     ];
     for (name, cores, tiles) in modes {
+        // A device is one, whatever the threads.
+        let cores = if measured.device.is_some() { 1 } else { cores };
         if let Some(tiles) = tiles {
             mode(out, &name, tiles, measured, cores);
         }
@@ -62,12 +68,28 @@ fn share(gflops: f64, peak: f64) -> String {
 
 fn operators(out: &mut String, measured: &Measurement) {
     let total: f64 = measured.operators.iter().map(|op| op.microseconds).sum();
+    if let (Some(_), Some(tiles)) = (measured.device, &measured.throughput) {
+        let wall = 1e6 / tiles.per_second;
+        let _ = writeln!(
+            out,
+            "\noutside of kernels: {:.1}% of a tile's {:.2} ms at full throughput",
+            100.0 * (1.0 - total / wall).max(0.0),
+            wall / 1e3
+        );
+    }
+    let bytes = &measured.operator_bytes;
+    let moved = |k: usize, microseconds: f64| match bytes.get(k) {
+        Some(&bytes) => format!(" {:>9} {:>7.2}", bytes / 1024, bytes as f64 / microseconds / 1e3),
+        None => String::new(),
+    };
+    let heads =
+        if bytes.is_empty() { String::new() } else { format!(" {:>9} {:>7}", "KiB", "GB/s") };
     let _ = writeln!(
         out,
-        "\n{:>8} {:>6} {:>9} {:>6}  {:13} operator",
+        "\n{:>8} {:>6} {:>9} {:>6}{heads}  {:13} operator",
         "us", "share", "GFLOP/s", "peak", "kernel"
     );
-    for op in &measured.operators {
+    for (k, op) in measured.operators.iter().enumerate() {
         let gflops = 2e-3 * op.macs as f64 / op.microseconds;
         let (gflops, peak) = match op.macs {
             0 => ("-".into(), "-".into()),
@@ -75,9 +97,10 @@ fn operators(out: &mut String, measured: &Measurement) {
         };
         let _ = writeln!(
             out,
-            "{:8.1} {:5.1}% {gflops:>9} {peak:>6}  {:13} {}",
+            "{:8.1} {:5.1}% {gflops:>9} {peak:>6}{}  {:13} {}",
             op.microseconds,
             100.0 * op.microseconds / total,
+            moved(k, op.microseconds),
             op.kernel,
             op.line
         );

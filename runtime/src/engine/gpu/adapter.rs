@@ -60,7 +60,7 @@ impl Adapter {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             cooperative_matrices: features
                 .contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
-            binding_bytes: limits.max_storage_buffer_binding_size as u64,
+            binding_bytes: limits.max_storage_buffer_binding_size,
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             workgroup_threads: limits.max_compute_invocations_per_workgroup,
         }

@@ -15,6 +15,7 @@ mod integer;
 mod legalise;
 mod lower;
 mod map;
+mod peak;
 mod program;
 #[cfg(test)]
 mod reference;
@@ -33,7 +34,7 @@ use self::adapter::Device;
 use self::program::Program;
 use self::resident::{Resident, SLOTS};
 use self::worker::Desk;
-use super::{Engine, Session, fused};
+use super::{DevicePeak, Engine, OperatorTime, Session, fused};
 use crate::model::typed::{guarded, typed};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, pb::ModelProto};
@@ -54,9 +55,9 @@ fn refuse<T>(why: impl Into<String>) -> Lowered<T> {
 
 struct GpuEngine {
     program: Arc<Program>,
+    resident: Arc<Resident>,
     desk: Desk,
     about: String,
-    batch: usize,
     genes: usize,
 }
 
@@ -103,9 +104,9 @@ fn open_on(device: Device, model: &Model, proto: Cow<ModelProto>) -> Result<Box<
     // A program that plays a device gains nothing from batches.
     let batch = if device.about.is_software() { 1 } else { BATCH };
     let resident = Resident::new(Arc::new(device), Arc::clone(&program), batch).map_err(failure)?;
-    let batch = resident.batch;
-    let desk = Desk::open(resident).map_err(failure)?;
-    Ok(Box::new(GpuEngine { program, desk, about, batch, genes }))
+    let resident = Arc::new(resident);
+    let desk = Desk::open(Arc::clone(&resident)).map_err(failure)?;
+    Ok(Box::new(GpuEngine { program, resident, desk, about, genes }))
 }
 
 impl Engine for GpuEngine {
@@ -119,7 +120,7 @@ impl Engine for GpuEngine {
     }
 
     fn sessions(&self, threads: usize) -> usize {
-        threads.max(self.batch * SLOTS)
+        threads.max(self.resident.batch * SLOTS)
     }
 
     fn instructions(&self) -> Option<String> {
@@ -128,6 +129,37 @@ impl Engine for GpuEngine {
 
     fn list(&self) -> Option<String> {
         Some(self.program.list())
+    }
+
+    fn operator_times(&self, image: &[u8], repetitions: usize) -> Result<Vec<OperatorTime>> {
+        // Software is slow and its times are steady.
+        let repetitions = if self.resident.device.about.is_software() { 3 } else { repetitions };
+        let times = self.resident.times(image, repetitions).map_err(failure)?;
+        let mut operators: Vec<OperatorTime> = self
+            .program
+            .ops
+            .iter()
+            .map(|op| OperatorTime {
+                name: op.name.clone(),
+                line: op.line.clone(),
+                kernel: op.kernel.clone(),
+                macs: op.macs,
+                microseconds: 0.0,
+            })
+            .collect();
+        let Some(times) = times else { return Ok(vec![]) };
+        for (dispatch, time) in self.program.dispatches.iter().zip(times) {
+            operators[dispatch.op].microseconds += time;
+        }
+        Ok(operators)
+    }
+
+    fn device_peak(&self) -> Result<Option<DevicePeak>> {
+        peak::measure(&self.resident.device).map_err(failure)
+    }
+
+    fn operator_bytes(&self) -> Vec<u64> {
+        self.program.ops.iter().map(|op| op.bytes).collect()
     }
 }
 

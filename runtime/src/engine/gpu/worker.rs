@@ -4,6 +4,7 @@
 //! Sessions only wait on channels, so a driver that hangs inside a call is noticed by them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ impl Desk {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn open(resident: Resident) -> Result<Self, String> {
+    pub(super) fn open(resident: Arc<Resident>) -> Result<Self, String> {
         let deadline = resident.device.deadline();
         let (orders, inbox) = mpsc::channel();
         std::thread::Builder::new()
