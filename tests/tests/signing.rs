@@ -66,7 +66,11 @@ fn minisign_agrees() {
     minisign(&["-S", "-m", "m.onnx", "-s", "theirs.key", "-t", comment.trim()]);
     let text = model(at, &["verify", "m.onnx", "--key", "theirs.pub"]).ok();
     assert!(text.contains("as when it was signed"), "{text}");
-    // A key of theirs signs here too.
+    // A key of theirs signs here too, one without a password as well.
     model(at, &["sign", "m.onnx", "--key", "theirs.key", "--password-file", "passwords"]).ok();
     minisign(&["-V", "-m", "m.onnx", "-p", "theirs.pub"]);
+    minisign(&["-G", "-W", "-p", "open.pub", "-s", "open.key"]);
+    model(at, &["sign", "m.onnx", "--key", "open.key"]).ok();
+    minisign(&["-V", "-m", "m.onnx", "-p", "open.pub"]);
+    model(at, &["verify", "m.onnx", "--key", "open.pub"]).ok();
 }

@@ -9,15 +9,18 @@ use super::{interrupt, print};
 use crate::engine::{self, ENGINES};
 use crate::model::{Model, locate};
 use crate::predict;
-use crate::serve::{self, Address, ObjectiveSettings, Options, ScanSettings, Token};
-use crate::trust::{Store, TrustedKeys, open_signed};
+use crate::serve::{
+    self, Address, Loaded, Models, ObjectiveSettings, Options, Orders, ScanSettings, Token,
+};
+use crate::trust::{ModelVersion, Signed, Store, TrustedKeys, open_signed};
 use crate::{Error, Result};
 
 /// Predicts tile by tile while a scanner scans, and tells its board.
 ///
 /// The board and the camera connect (or hang on serial ports) and speak the scanner link; every
 /// finished scan leaves the files of `diffbulk predict` in its own directory. Addresses are
-/// tcp:HOST:PORT, unix:PATH and serial:PATH[@BAUD].
+/// tcp:HOST:PORT, unix:PATH and serial:PATH[@BAUD]. SIGHUP makes it look for a newer model, SIGTERM
+/// and Ctrl-C end it after the tiles under way.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Address of the first scanner's board or camera; may be given several times.
@@ -148,8 +151,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    // Before there are other threads.
+    let reload = interrupt::reload()?;
     let stop = interrupt::flag()?;
-    let model = arguments.model()?;
+    let orders = Orders { stop, reload };
     if arguments.engine == engine::AUTO {
         // A scan's report tells one engine for all tiles.
         return Err(Error::Request(
@@ -157,25 +162,42 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
                 .into(),
         ));
     }
-    let engine = engine::open(&arguments.engine, &model)?;
     let options = arguments.options()?;
-    serve::run(&options, model, &*engine, &stop, &mut |addresses| {
+    serve::run(&options, arguments, &orders, &mut |addresses| {
         // Tells whoever started it which port a 0 became; nobody need listen.
         let _ = print(&format!("listening: {}\n", addresses.join(" ")));
     })
 }
 
+impl Models for Arguments {
+    fn load(&self, in_use: Option<&Model>) -> Result<Option<Loaded>> {
+        let (model, signed) = self.model(in_use)?;
+        if in_use.is_some_and(|in_use| in_use.sha256() == model.sha256()) {
+            return Ok(None);
+        }
+        let engine = engine::open(&self.engine, &model)?;
+        Ok(Some(Loaded { model, engine, expectation: signed.and_then(|s| s.expectation) }))
+    }
+}
+
 impl Arguments {
-    fn model(&self) -> Result<Model> {
+    fn model(&self, in_use: Option<&Model>) -> Result<(Model, Option<Signed>)> {
         if self.allow_unsigned {
             let path = locate::locate(self.model.as_deref())?;
             tracing::warn!(model = %path.display(), "the model's signature is not looked at");
-            return Model::open(&path);
+            return Ok((Model::open(&path)?, None));
         }
         let trusted = TrustedKeys::read(&self.keys)?;
         let (model, signed) = match &self.store {
+            // What is installed there was allowed to be.
             Some(store) => Store::new(store).open(&trusted)?,
-            None => open_signed(&locate::locate(self.model.as_deref())?, &trusted)?,
+            None => {
+                let opened = open_signed(&locate::locate(self.model.as_deref())?, &trusted)?;
+                if let Some(in_use) = in_use {
+                    not_older(&opened.0, in_use)?;
+                }
+                opened
+            }
         };
         tracing::info!(
             model = model.metadata().name,
@@ -183,7 +205,7 @@ impl Arguments {
             key = signed.key,
             "the model is signed"
         );
-        Ok(model)
+        Ok((model, Some(signed)))
     }
 
     fn options(&self) -> Result<Options> {
@@ -222,6 +244,21 @@ impl Arguments {
                 },
             },
         })
+    }
+}
+
+/// A daemon that runs takes no step back unless a person installs the older model.
+fn not_older(model: &Model, in_use: &Model) -> Result<()> {
+    let (new, old) = (model.metadata(), in_use.metadata());
+    let versions = (new.version.parse::<ModelVersion>(), old.version.parse::<ModelVersion>());
+    match versions {
+        (Ok(version), Ok(before)) if new.name == old.name && version < before => Err(Error::model(
+            model.path(),
+            format!(
+                "version {version} is older than {before}, which is in use; restart to go back"
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -86,7 +86,8 @@ impl Walker {
             }
             FromHost::Cells(cells) => self.cells(&cells),
             FromHost::Command(Command::Start) => {
-                self.driving = !self.left.is_empty() || self.driving
+                self.driving = !self.left.is_empty() || self.driving;
+                self.summary_said = false;
             }
             FromHost::Command(Command::Stop) => *self = Self::default(),
             FromHost::Result(result) => self.decide(result.shot, Action::Keep),

@@ -94,6 +94,12 @@ pub struct Metrics {
     pub queue_most: Number,
     /// Scans ended.
     pub scans: Number,
+    /// Results and files that the disk did not take; each is tried again.
+    pub unwritten: Number,
+    /// Models put into use after the first one.
+    pub reloads: Number,
+    /// Models that were not, because something is wrong with them.
+    pub reload_failures: Number,
     /// From the last pixel byte to the vector.
     pub latency: Latencies,
     /// When the last minute's tiles were predicted, as counts a second.
@@ -117,6 +123,9 @@ impl Default for Metrics {
             queue: zero(),
             queue_most: zero(),
             scans: zero(),
+            unwritten: zero(),
+            reloads: zero(),
+            reload_failures: zero(),
             latency: Latencies::default(),
             recent: Recent::default(),
         }
@@ -180,6 +189,9 @@ impl Metrics {
             ("queue_tiles", "gauge", "Tiles under way now.", get(&self.queue)),
             ("queue_tiles_most", "gauge", "Most tiles ever under way.", get(&self.queue_most)),
             ("scans_total", "counter", "Scans ended.", get(&self.scans)),
+            ("unwritten_total", "counter", "Writes the disk refused.", get(&self.unwritten)),
+            ("reloads_total", "counter", "Models replaced.", get(&self.reloads)),
+            ("reload_failures_total", "counter", "Models refused.", get(&self.reload_failures)),
         ] {
             // Writing to a string cannot fail.
             let _ = writeln!(

@@ -15,6 +15,7 @@
 mod address;
 mod admission;
 mod field;
+mod health;
 mod hub;
 mod journal;
 mod metrics;
@@ -22,6 +23,9 @@ mod peer;
 mod pixels;
 mod planning;
 mod scan;
+#[cfg(unix)]
+mod serial;
+mod served;
 mod status;
 #[cfg(all(test, unix))]
 mod tests;
@@ -29,30 +33,27 @@ mod transport;
 mod workers;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
-use diffbulk_link::heapless;
-use diffbulk_link::limits::GENES;
-use diffbulk_link::message::{Hello, Model as LinkModel, Objective, Refocus, Rescan, Role, Stop};
+use crossbeam_channel::{Sender, bounded};
 use diffbulk_link::session::Timing;
-use diffbulk_link::units::{Fraction, Um, UmPerPx};
 
 pub use address::{Address, DEFAULT_BAUD};
 pub use admission::{Token, present};
 pub use metrics::{Latencies, Metrics};
 pub use scan::{ObjectiveSettings, ScanSettings};
+pub use served::{Loaded, Models};
 pub use transport::Stream;
 
-use self::hub::Hub;
+use self::health::Health;
+use self::hub::{Hub, Input};
 use self::peer::{Daemon, LinkSettings};
 use self::scan::Shared;
+use self::served::Served;
+use self::status::Status;
 use self::transport::Listener;
-use self::workers::Predictor;
-use crate::engine::Engine;
-use crate::model::Model;
 use crate::{Error, Result};
 
 /// Inputs that may wait for the hub.
@@ -61,11 +62,15 @@ const INPUTS: usize = 256;
 /// Between two looks for new links.
 const ACCEPT_POLL: Duration = Duration::from_millis(20);
 
+/// Between two looks whether a newer model is asked for.
+const RELOAD_POLL: Duration = Duration::from_millis(100);
+
+/// How long an open link may be without a session: a board that restarts and a camera that is slow
+/// to start need some seconds, who wants to keep places occupied would take for ever.
+const NO_SESSION: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 15 });
+
 /// Between two attempts to open a serial port that is not there.
 const SERIAL_RETRY: Duration = Duration::from_secs(1);
-
-/// Step between two focus positions that are tried.
-const REFOCUS_STEP_UM: f64 = 1.0;
 
 /// Where and how the daemon listens, and what it allows.
 #[derive(Debug, Clone)]
@@ -90,37 +95,35 @@ pub struct Options {
     pub scan: ScanSettings,
 }
 
-/// Runs until `stop` is set (or the asked number of scans is done): what is under way is then
-/// finished and kept. `ready` is told the addresses once everything listens.
+/// What the outside asks of a running daemon.
+#[derive(Debug, Default, Clone)]
+pub struct Orders {
+    /// Finish what is under way, keep it, and end.
+    pub stop: Arc<AtomicBool>,
+    /// Look whether there is a newer model; taken back when that begins.
+    pub reload: Arc<AtomicBool>,
+}
+
+/// Runs until [`Orders::stop`] is set (or the asked number of scans is done): what is under way is
+/// then finished and kept. `ready` is told the addresses once everything listens.
 ///
 /// # Errors
-/// When an address cannot be listened at, or the settings do not fit the model.
+/// When there is no model, an address cannot be listened at, or the settings do not fit the model.
 pub fn run(
     options: &Options,
-    model: Model,
-    engine: &dyn Engine,
-    stop: &AtomicBool,
+    models: &dyn Models,
+    orders: &Orders,
     ready: &mut dyn FnMut(&[String]),
 ) -> Result<()> {
     crate::predict::check_formats(&options.scan.formats)?;
-    let metadata = model.metadata().clone();
-    let columns = match &options.scan.genes {
-        Some(wanted) => crate::predict::genes::columns(&metadata.panel, wanted)?,
-        None => (0..metadata.panel.len()).collect(),
-    };
-    let written: Vec<String> =
-        columns.iter().map(|&column| metadata.panel[column].clone()).collect();
-    let named = options.scan.board_genes.as_deref();
-    let board_columns = planning::panel(named, &written, &metadata.gene_pearson)?;
-    let board_genes: Vec<&str> = board_columns.iter().map(|&c| written[c].as_str()).collect();
-    let objective = objective(&options.scan.objective, &board_genes)?;
-    let hello = hello(&model, &board_genes);
-    let metrics = Arc::new(Metrics::default());
-    let predictor = Arc::new(Predictor { model, columns, engine_name: engine.name() });
+    let first = models
+        .load(None)?
+        .ok_or_else(|| Error::Request("there is no model to predict with".into()))?;
+    let first = Arc::new(Served::new(1, first, &options.scan)?);
+    let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(Health::default()));
+    health.model(first.name());
     let shared = Arc::new(Shared {
         settings: options.scan.clone(),
-        objective,
-        board_columns,
         queue: options.queue.max(1),
         threads: options.threads,
     });
@@ -133,41 +136,49 @@ pub fn run(
     }
     let (to_hub, inputs) = bounded(INPUTS);
     let (work, queue) = bounded(shared.queue);
-    let workers = workers::start(engine, &predictor, options.threads, &queue, &to_hub, &metrics)?;
+    let workers = workers::start(&first, options.threads, &queue, &to_hub, &metrics)?;
     drop(queue);
+    let hello = Arc::new(RwLock::new((first.generation, first.hello.clone())));
     let daemon = Daemon {
         hub: to_hub.clone(),
+        hello: Arc::clone(&hello),
         settings: LinkSettings {
-            hello,
             timing: Timing::default(),
             bytes_per_second: options.bytes_per_second,
             bad_frames: 5000,
+            no_session: NO_SESSION,
         },
         metrics: Arc::clone(&metrics),
         started: Instant::now(),
     };
     let hub = Hub {
         inputs,
-        to_self: to_hub,
+        to_self: to_hub.clone(),
         work,
         shared,
-        predictor: Arc::clone(&predictor),
+        served: Arc::clone(&first),
+        hello,
         metrics: Arc::clone(&metrics),
+        health: Arc::clone(&health),
         scans: options.scans,
         stations: options.stations.len(),
     };
-    let name = format!("{} {}", metadata.name, metadata.version);
+    let stop = &*orders.stop;
     let number = AtomicU64::new(1);
     std::thread::scope(|scope| {
-        let (number, daemon, metrics) = (&number, &daemon, &metrics);
+        let (number, daemon, metrics, health) = (&number, &daemon, &metrics, &health);
         for place in places {
             let entry = Entry { daemon, number, options, stop };
             scope.spawn(move || entry.run(scope, place));
         }
-        if let Some(status) = &status {
-            let health = move || (true, format!("ok\nmodel {name}\n"));
-            scope.spawn(move || status::serve(status, metrics, &health, stop));
+        if let Some(listener) = status {
+            let local = options.metrics.is_some_and(|address| address.ip().is_loopback());
+            let orders = local.then(|| to_hub.clone());
+            let status = Status { listener, metrics, health, orders };
+            scope.spawn(move || status.serve(stop));
         }
+        let reload = Reload { options, models, orders, to_hub, metrics: metrics.as_ref(), health };
+        scope.spawn(move || reload.run(first));
         ready(&told);
         tracing::info!(listening = told.join(" "), "ready");
         hub.run(stop);
@@ -181,80 +192,60 @@ pub fn run(
     Ok(())
 }
 
-/// What boards and cameras are told about this host.
-fn hello(model: &Model, genes: &[&str]) -> Hello {
-    // Longer names are cut: they are for people.
-    fn text<const N: usize>(text: &str) -> heapless::String<N> {
-        let mut short = heapless::String::new();
-        for c in text.chars() {
-            if short.push(c).is_err() {
-                break;
-            }
-        }
-        short
-    }
-    let mut sha256 = [0; 32];
-    for (byte, pair) in sha256.iter_mut().zip(model.sha256().as_bytes().chunks(2)) {
-        let digits = std::str::from_utf8(pair).unwrap_or_default();
-        *byte = u8::from_str_radix(digits, 16).unwrap_or_default();
-    }
-    Hello {
-        role: Role::Host,
-        version: text(crate::VERSION),
-        model: Some(LinkModel { name: text(&model.metadata().name), sha256 }),
-        panel: genes.iter().map(|gene| text(gene)).collect(),
-        resume: None,
-    }
+/// Replaces the model when told to.
+struct Reload<'a> {
+    options: &'a Options,
+    models: &'a dyn Models,
+    orders: &'a Orders,
+    to_hub: Sender<Input>,
+    metrics: &'a Metrics,
+    health: &'a Health,
 }
 
-/// What the board looks for, in the order of its genes.
-fn objective(settings: &ObjectiveSettings, genes: &[&str]) -> Result<Objective> {
-    let mut weights = heapless::Vec::<f32, GENES>::new();
-    for gene in genes {
-        let weight = settings.score.iter().find(|(name, _)| name.eq_ignore_ascii_case(gene));
-        // As many as genes, which fit.
-        let _ = weights.push(weight.map_or(0.0, |(_, weight)| *weight));
-    }
-    for (name, weight) in &settings.score {
-        if !genes.iter().any(|gene| gene.eq_ignore_ascii_case(name)) {
-            return Err(Error::Request(format!(
-                "the score names {name}, which the board does not get; it gets {} (choose with \
-                 --board-genes)",
-                genes.join(", ")
-            )));
+impl Reload<'_> {
+    fn run(self, mut in_use: Arc<Served>) {
+        while !self.orders.stop.load(Ordering::Relaxed) {
+            if !self.orders.reload.swap(false, Ordering::Relaxed) {
+                std::thread::sleep(RELOAD_POLL);
+                continue;
+            }
+            let next = std::panic::AssertUnwindSafe(|| self.next(&in_use));
+            match std::panic::catch_unwind(next) {
+                Ok(Ok(Some(served))) => {
+                    let served = Arc::new(served);
+                    tracing::info!(before = in_use.name(), now = served.name(), "model replaced");
+                    metrics::count(&self.metrics.reloads);
+                    self.health.model(served.name());
+                    in_use = Arc::clone(&served);
+                    if self.to_hub.send(Input::Served(served)).is_err() {
+                        return;
+                    }
+                }
+                Ok(Ok(None)) => {
+                    tracing::info!(model = in_use.name(), "the model in use is the newest one");
+                    self.health.model(in_use.name());
+                }
+                Ok(Err(error)) => self.failed(&in_use, &error.to_string()),
+                Err(_) => {
+                    metrics::count(&self.metrics.panics);
+                    self.failed(&in_use, "loading it failed inside; see the log");
+                }
+            }
         }
-        if !weight.is_finite() {
-            return Err(Error::Request(format!("{weight} is no weight for {name}")));
-        }
     }
-    if !(settings.enter.is_finite() && settings.leave <= settings.enter) {
-        return Err(Error::Request(format!(
-            "a hot spot cannot begin at {} and end below {}",
-            settings.enter, settings.leave
-        )));
+
+    fn next(&self, in_use: &Served) -> Result<Option<Served>> {
+        self.models
+            .load(Some(&in_use.model))?
+            .map(|loaded| Served::new(in_use.generation + 1, loaded, &self.options.scan))
+            .transpose()
     }
-    let refocus = match settings.refocus {
-        Some((below, most)) => Some(Refocus {
-            below: Fraction::new(below).ok_or_else(|| {
-                Error::Request(format!("a confidence of {below} is not between 0 and 1"))
-            })?,
-            step: Um::new(REFOCUS_STEP_UM).unwrap_or_default(),
-            most,
-        }),
-        None => None,
-    };
-    Ok(Objective {
-        weights,
-        enter: settings.enter,
-        leave: settings.leave,
-        best: diffbulk_link::limits::BEST as u8,
-        tissue: Fraction::ZERO,
-        // The slide's finest scale is filled in when it is known.
-        rescan: (settings.rescans > 0)
-            .then_some(Rescan { scale: UmPerPx(1), most: settings.rescans }),
-        refocus,
-        stop: settings.stop_after.map(|hot| Stop { hot }),
-    })
+
+    fn failed(&self, in_use: &Served, why: &str) {
+        tracing::error!(stays = in_use.name(), "the model is not replaced: {why}");
+        metrics::count(&self.metrics.reload_failures);
+        self.health.not_reloaded(why.to_owned());
+    }
 }
 
 /// One address that links come from.

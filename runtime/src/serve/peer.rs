@@ -5,8 +5,8 @@
 //! protocol's own: while the hub has no room nothing is taken, nothing is acknowledged, and the
 //! other end's window stays shut.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
@@ -36,12 +36,24 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// What every link of a daemon shares.
 #[derive(Debug, Clone)]
 pub(super) struct LinkSettings {
-    pub(super) hello: Hello,
     pub(super) timing: Timing,
     /// Bytes a second that a link may send; a burst of one second is allowed.
     pub(super) bytes_per_second: u64,
     /// Frames thrown away within [`NOISE_SPAN`] after which a link ends.
     pub(super) bad_frames: u32,
+    /// How long an open link may be without a session before it ends. Not for serial ports, which
+    /// are there whether or not anybody is at the other end.
+    pub(super) no_session: Duration,
+}
+
+/// What the hub tells a link.
+#[derive(Debug)]
+pub(super) enum Tell {
+    /// To be said to the other end.
+    Say(Box<FromHost>),
+    /// This host has another model: the session begins anew, on the same connection, and its
+    /// handshake says so.
+    Introduce(Box<Hello>),
 }
 
 /// See [`LinkSettings::bad_frames`].
@@ -50,6 +62,8 @@ const NOISE_SPAN: Duration = Duration::from_secs(10);
 /// What a link needs of the daemon.
 pub(super) struct Daemon {
     pub(super) hub: Sender<Input>,
+    /// How this host introduces itself to a new link, with the generation of its model.
+    pub(super) hello: Arc<RwLock<(u64, Hello)>>,
     pub(super) settings: LinkSettings,
     pub(super) metrics: Arc<Metrics>,
     pub(super) started: Instant,
@@ -59,11 +73,14 @@ pub(super) struct Daemon {
 pub(super) fn run(daemon: &Daemon, link: LinkId, station: usize, who: String, stream: Stream) {
     let (outbox, outgoing) = bounded(OUTBOX);
     let close = Closer(Arc::new(AtomicBool::new(false)));
-    let joined = Input::Joined { link, station, who: who.clone(), outbox, close: close.clone() };
+    let (introduced, hello) = daemon.hello.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let joined =
+        Input::Joined { link, station, who: who.clone(), outbox, close: close.clone(), introduced };
     if daemon.hub.send(joined).is_err() {
         return;
     }
-    let talk = std::panic::AssertUnwindSafe(|| talk(daemon, link, stream, &outgoing, &close));
+    let talk =
+        std::panic::AssertUnwindSafe(|| talk(daemon, link, stream, hello, &outgoing, &close));
     match std::panic::catch_unwind(talk) {
         Ok(Ok(())) => {}
         Ok(Err(problem)) => {
@@ -83,7 +100,8 @@ fn talk(
     daemon: &Daemon,
     link: LinkId,
     stream: Stream,
-    outgoing: &Receiver<FromHost>,
+    hello: Hello,
+    outgoing: &Receiver<Tell>,
     close: &Closer,
 ) -> Result<(), String> {
     let (bytes_out, bytes_in) = bounded::<Vec<u8>>(READS);
@@ -95,7 +113,7 @@ fn talk(
             read(&mut reader, &bytes_out, &reader_ended);
         });
         let end = End { stream, ended };
-        let mut talk = Talk::new(daemon, link, end)?;
+        let mut talk = Talk::new(daemon, link, hello, end)?;
         talk.run(&bytes_in, outgoing, close)
     })
 }
@@ -147,6 +165,10 @@ struct Talk<'a> {
     input: Vec<u8>,
     taken: usize,
     held: Option<FromHost>,
+    /// A new introduction, once what was said before it has arrived; since when.
+    introduce: Option<(Box<Hello>, Instant)>,
+    /// Since when there is no session.
+    down: Option<Instant>,
     frame: Vec<u8>,
     out: Vec<u8>,
     allowance: Allowance,
@@ -155,16 +177,14 @@ struct Talk<'a> {
 }
 
 impl<'a> Talk<'a> {
-    fn new(daemon: &'a Daemon, link: LinkId, end: End) -> Result<Self, String> {
+    fn new(daemon: &'a Daemon, link: LinkId, hello: Hello, end: End) -> Result<Self, String> {
         let mut epoch = [0; 4];
         getrandom::fill(&mut epoch).map_err(|error| format!("no randomness: {error}"))?;
         let settings = &daemon.settings;
-        let session =
-            HostSession::new(settings.timing, u32::from_le_bytes(epoch), settings.hello.clone());
+        let session = HostSession::new(settings.timing, u32::from_le_bytes(epoch), hello);
         Ok(Self {
             daemon,
             link,
-            end,
             session: Box::new(session),
             assembler: Assembler::default(),
             camera: false,
@@ -172,11 +192,14 @@ impl<'a> Talk<'a> {
             input: Vec::new(),
             taken: 0,
             held: None,
+            introduce: None,
+            down: (!end.stream.is_serial()).then(Instant::now),
             frame: vec![0; HostSession::OUT],
             out: Vec::new(),
             allowance: Allowance::new(settings.bytes_per_second),
             noise: (Instant::now(), 0),
             counted: (0, 0),
+            end,
         })
     }
 
@@ -187,7 +210,7 @@ impl<'a> Talk<'a> {
     fn run(
         &mut self,
         bytes_in: &Receiver<Vec<u8>>,
-        outgoing: &Receiver<FromHost>,
+        outgoing: &Receiver<Tell>,
         close: &Closer,
     ) -> Result<(), String> {
         let mut closing: Option<Instant> = None;
@@ -197,6 +220,7 @@ impl<'a> Talk<'a> {
             }
             self.speak(outgoing)?;
             self.look_for_noise()?;
+            self.look_for_silence()?;
             if close.0.load(Ordering::Relaxed) {
                 let since = *closing.get_or_insert_with(Instant::now);
                 let said = outgoing.is_empty() && self.held.is_none() && self.session.is_flushed();
@@ -218,8 +242,7 @@ impl<'a> Talk<'a> {
                 continue;
             }
             let never = crossbeam_channel::never();
-            let more =
-                if self.session.room() > 0 && self.held.is_none() { outgoing } else { &never };
+            let more = if self.takes() && self.held.is_none() { outgoing } else { &never };
             select! {
                 recv(bytes_in) -> bytes => match bytes {
                     Ok(bytes) => {
@@ -231,7 +254,7 @@ impl<'a> Talk<'a> {
                     Err(_) => return Ok(()),
                 },
                 recv(more) -> message => match message {
-                    Ok(message) => self.held = Some(message),
+                    Ok(message) => self.hold(message),
                     Err(_) => close.close(),
                 },
                 default(idle) => {}
@@ -299,21 +322,59 @@ impl<'a> Talk<'a> {
         })
     }
 
+    /// Whether there is room for what the hub wants said.
+    fn takes(&self) -> bool {
+        self.session.room() > 0 && self.introduce.is_none()
+    }
+
+    fn hold(&mut self, tell: Tell) {
+        match tell {
+            Tell::Say(message) => self.held = Some(*message),
+            Tell::Introduce(hello) => self.introduce = Some((hello, Instant::now())),
+        }
+    }
+
+    /// Begins the session anew under another introduction, when what was said before has arrived.
+    fn introduce(&mut self) {
+        let ready = |since: &Instant| self.session.is_flushed() || since.elapsed() > FLUSH;
+        if self.pending.is_some() || !self.introduce.as_ref().is_some_and(|(_, at)| ready(at)) {
+            return;
+        }
+        if let Some((hello, _)) = self.introduce.take() {
+            *self.session.hello_mut() = *hello;
+            if self.session.is_up() {
+                self.session.close();
+                self.assembler.clear();
+                self.pending = Some(Input::Down { link: self.link, goodbye: false });
+            }
+        }
+    }
+
     /// Sends what there is to say.
-    fn speak(&mut self, outgoing: &Receiver<FromHost>) -> Result<(), String> {
+    fn speak(&mut self, outgoing: &Receiver<Tell>) -> Result<(), String> {
         if !self.session.is_up() {
             // Said to a session that is no more; the hub says it again in the next one.
             self.held = None;
-            while outgoing.try_recv().is_ok() {}
+            while let Ok(tell) = outgoing.try_recv() {
+                if let Tell::Introduce(hello) = tell {
+                    self.introduce = Some((hello, Instant::now()));
+                }
+            }
         }
-        while self.session.room() > 0 {
-            let Some(message) = self.held.take().or_else(|| outgoing.try_recv().ok()) else {
-                break;
-            };
-            if let Err(error) = self.session.send(&message) {
+        while self.takes() {
+            if self.held.is_none() {
+                match outgoing.try_recv() {
+                    Ok(tell) => self.hold(tell),
+                    Err(_) => break,
+                }
+            }
+            if let Some(message) = self.held.take()
+                && let Err(error) = self.session.send(&message)
+            {
                 tracing::error!(link = self.link, "a message cannot be sent: {error}");
             }
         }
+        self.introduce();
         let now = self.now_ms();
         self.out.clear();
         loop {
@@ -326,6 +387,18 @@ impl<'a> Talk<'a> {
             return Ok(());
         }
         self.end.stream.write_all(&self.out).map_err(|error| format!("write: {error}"))
+    }
+
+    fn look_for_silence(&mut self) -> Result<(), String> {
+        if self.session.is_up() || self.end.stream.is_serial() {
+            self.down = None;
+            return Ok(());
+        }
+        let most = self.daemon.settings.no_session;
+        if self.down.get_or_insert_with(Instant::now).elapsed() > most {
+            return Err(format!("it has had no session for {} s", most.as_secs()));
+        }
+        Ok(())
     }
 
     fn look_for_noise(&mut self) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! The threads that predict: one engine session each, fed from one bounded queue.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -10,9 +10,9 @@ use super::field::Field;
 use super::hub::Input;
 use super::metrics::{Metrics, count};
 use super::pixels::Picture;
+use super::served::Served;
 use crate::Result;
-use crate::engine::{Engine, Session};
-use crate::model::Model;
+use crate::engine::Session;
 use crate::output::Row;
 use crate::predict::pipeline::{self, Job, caught};
 
@@ -21,6 +21,8 @@ use crate::predict::pipeline::{self, Job, caught};
 pub(super) struct Work {
     /// Whose it is: station, and number of its scan.
     pub(super) scan: (usize, u64),
+    /// With which model.
+    pub(super) served: Arc<Served>,
     /// Which exposure.
     pub(super) shot: Shot,
     /// Which tile of the slide.
@@ -53,12 +55,24 @@ pub(super) enum Failure {
     Engine(crate::Error),
 }
 
-/// What every worker needs of the model.
-#[derive(Debug)]
-pub(super) struct Predictor {
-    pub(super) model: Model,
-    pub(super) columns: Vec<usize>,
-    pub(super) engine_name: &'static str,
+/// One worker's sessions: of the model in use, and of those that scans under way began with.
+#[derive(Default)]
+struct Sessions(Vec<(Weak<Served>, Box<dyn Session>)>);
+
+impl Sessions {
+    fn of(&mut self, served: &Arc<Served>) -> Result<&mut dyn Session> {
+        let mine = |(weak, _): &(Weak<Served>, _)| std::ptr::eq(weak.as_ptr(), Arc::as_ptr(served));
+        let at = match self.0.iter().position(mine) {
+            Some(at) => at,
+            None => {
+                // Models that nothing is predicted with any more free their memory here.
+                self.0.retain(|(served, _)| served.strong_count() > 0);
+                self.0.push((Arc::downgrade(served), served.engine.session()?));
+                self.0.len() - 1
+            }
+        };
+        Ok(&mut *self.0[at].1)
+    }
 }
 
 /// Starts `threads` workers, which end when the queue does.
@@ -66,35 +80,35 @@ pub(super) struct Predictor {
 /// # Errors
 /// When the engine cannot make a session.
 pub(super) fn start(
-    engine: &dyn Engine,
-    predictor: &Arc<Predictor>,
+    first: &Arc<Served>,
     threads: usize,
     queue: &Receiver<Work>,
     done: &Sender<Input>,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<std::thread::JoinHandle<()>>> {
-    let sessions = (0..threads.max(1)).map(|_| engine.session()).collect::<Result<Vec<_>>>()?;
-    Ok(sessions
+    let mut workers = Vec::new();
+    for _ in 0..threads.max(1) {
+        let mut sessions = Sessions::default();
+        sessions.of(first)?;
+        workers.push(sessions);
+    }
+    Ok(workers
         .into_iter()
-        .map(|session| {
-            let (predictor, queue, done, metrics) =
-                (Arc::clone(predictor), queue.clone(), done.clone(), Arc::clone(metrics));
-            std::thread::spawn(move || run(session, &predictor, &queue, &done, &metrics))
+        .map(|sessions| {
+            let (queue, done, metrics) = (queue.clone(), done.clone(), Arc::clone(metrics));
+            std::thread::spawn(move || run(sessions, &queue, &done, &metrics))
         })
         .collect())
 }
 
-fn run(
-    mut session: Box<dyn Session>,
-    predictor: &Predictor,
-    queue: &Receiver<Work>,
-    done: &Sender<Input>,
-    metrics: &Metrics,
-) {
+fn run(mut sessions: Sessions, queue: &Receiver<Work>, done: &Sender<Input>, metrics: &Metrics) {
     for work in queue {
-        let Work { scan, shot, job, picture, um_per_px } = work;
+        let Work { scan, served, shot, job, picture, um_per_px } = work;
         let arrived: Instant = picture.arrived;
-        let row = predict(&mut *session, predictor, job, picture, um_per_px, metrics);
+        let row = match sessions.of(&served) {
+            Ok(session) => predict(session, &served, job, picture, um_per_px, metrics),
+            Err(error) => Err(Failure::Engine(error)),
+        };
         let predicted = Predicted { scan, shot, row, latency: arrived.elapsed() };
         if done.send(Input::Predicted(Box::new(predicted))).is_err() {
             return;
@@ -104,13 +118,13 @@ fn run(
 
 fn predict(
     session: &mut dyn Session,
-    predictor: &Predictor,
+    served: &Served,
     job: Job,
     picture: Picture,
     um_per_px: f64,
     metrics: &Metrics,
 ) -> std::result::Result<Row, Failure> {
-    let metadata = predictor.model.metadata();
+    let metadata = served.model.metadata();
     let image = caught("reading", &job, || {
         Field::new(&picture.header, picture.bytes, um_per_px)?.tile(&job.tile, metadata.tile_px)
     })
@@ -127,8 +141,8 @@ fn predict(
     values
         .and_then(|values| {
             pipeline::row(
-                predictor.engine_name,
-                &predictor.columns,
+                served.engine_name(),
+                &served.columns,
                 metadata.confidence.as_ref(),
                 job,
                 &image,

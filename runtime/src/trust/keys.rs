@@ -1,7 +1,7 @@
 //! Key files in minisign's format.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use minisign::{KeyPair, PublicKey, PublicKeyBox, SecretKey, SecretKeyBox};
@@ -74,6 +74,9 @@ pub fn secret_key(path: &Path, password: impl FnOnce() -> Result<String>) -> Res
             path.display()
         ))
     };
+    if let Some(key) = without_checksum(&text) {
+        return key.map_err(refuse);
+    }
     let key_box = SecretKeyBox::from_string(&text).map_err(refuse)?;
     match key_box.into_unencrypted_secret_key() {
         Ok(key) => Ok(key),
@@ -83,6 +86,47 @@ pub fn secret_key(path: &Path, password: impl FnOnce() -> Result<String>) -> Res
             .map_err(refuse),
         Err(error) => Err(refuse(error)),
     }
+}
+
+/// The key in a file of `minisign -G -W`, which is not encrypted and carries no checksum; the
+/// library asks for one. What a checksum is for is found out by signing: a key that was damaged
+/// makes signatures that its own public half refuses.
+fn without_checksum(text: &str) -> Option<std::result::Result<SecretKey, minisign::PError>> {
+    const BYTES: usize = 158;
+    let bytes = base64(text.lines().nth(1)?)?;
+    let not_encrypted = bytes.get(2..4) == Some(&[0, 0]);
+    let no_checksum = bytes.get(BYTES - 32..).is_some_and(|sum| sum.iter().all(|&byte| byte == 0));
+    if bytes.len() != BYTES || !not_encrypted || !no_checksum {
+        return None;
+    }
+    let tried = SecretKey::from_bytes(&bytes).and_then(|key| {
+        let public = PublicKey::from_secret_key(&key)?;
+        let signature = minisign::sign(None, &key, Cursor::new(b"a try"), Some("a try"), None)?;
+        minisign::verify(&public, &signature, Cursor::new(b"a try"), true, false, false)?;
+        Ok(key)
+    });
+    Some(tried)
+}
+
+/// Standard base64 with its padding; `None` for anything else.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim().trim_end_matches('=');
+    let value = |digit: u8| match digit {
+        b'A'..=b'Z' => Some(digit - b'A'),
+        b'a'..=b'z' => Some(digit - b'a' + 26),
+        b'0'..=b'9' => Some(digit - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let values = digits.bytes().map(value).collect::<Option<Vec<u8>>>()?;
+    let mut bytes = Vec::with_capacity(values.len() * 3 / 4);
+    for four in values.chunks(4) {
+        let joined = four.iter().fold(0u32, |joined, &value| joined << 6 | u32::from(value))
+            << (6 * (4 - four.len()));
+        bytes.extend_from_slice(&joined.to_be_bytes()[1..four.len()]);
+    }
+    Some(bytes)
 }
 
 /// A password in the shape the library's errors allow.
@@ -227,6 +271,37 @@ mod tests {
         secret_key(&files.secret, || Ok("correct horse".into())).unwrap();
         let wrong = secret_key(&files.secret, || Ok("wrong".into())).unwrap_err().to_string();
         assert!(wrong.contains("lab.key") && wrong.contains("password"), "{wrong}");
+    }
+
+    #[test]
+    fn a_key_without_a_checksum_is_read_and_a_damaged_one_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = generate(&directory.path().join("lab"), None).unwrap();
+        // As `minisign -G -W` writes it: zeros for a checksum, which begins with a whole digit.
+        let text = std::fs::read_to_string(&files.secret).unwrap();
+        let (comment, key) = text.trim().split_once('\n').unwrap();
+        let key = format!("{}{}=", &key[..168], "A".repeat(43));
+        let write =
+            |key: &str| std::fs::write(&files.secret, format!("{comment}\n{key}\n")).unwrap();
+        let read = || secret_key(&files.secret, || panic!("it is not encrypted"));
+        write(&key);
+        assert_eq!(id(read().unwrap().keynum()), files.id);
+        // In the seed, and in the public half behind it.
+        for at in [90, 140] {
+            let mut damaged = key.clone().into_bytes();
+            damaged[at] = if damaged[at] == b'A' { b'B' } else { b'A' };
+            write(&String::from_utf8(damaged).unwrap());
+            let error = read().unwrap_err().to_string();
+            assert!(error.contains("no usable secret key"), "{error}");
+        }
+    }
+
+    #[test]
+    fn base64_is_decoded() {
+        for (text, bytes) in [("", &b""[..]), ("Zg==", b"f"), ("Zm8=", b"fo"), ("Zm9v", b"foo")] {
+            assert_eq!(base64(text).unwrap(), bytes, "{text}");
+        }
+        assert_eq!(base64("a\u{e4}"), None);
     }
 
     #[test]

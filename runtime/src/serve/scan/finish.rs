@@ -7,16 +7,16 @@ use serde::Serialize;
 
 use super::prepare::Prepared;
 use super::survey::Geometry;
-use crate::Result;
 use crate::output::{self, Context, Row};
 use crate::predict::{
     self, EngineShare, ProgramReport, REPORT_FILE, RunReport, SlideReport, TileCounts, Timings,
     write_rows,
 };
-use crate::serve::journal::{ScanJournal, Stored};
+use crate::serve::journal::{ScanJournal, ShotKey, Stored};
 use crate::serve::metrics::Latencies;
-use crate::serve::workers::Predictor;
+use crate::serve::served::Served;
 use crate::slide::Identity;
+use crate::{Error, Result};
 
 /// Formats in which exposures at a finer scale are written, where asked for.
 const RESCAN_FORMATS: [&str; 2] = ["parquet", "csv"];
@@ -95,39 +95,49 @@ pub(in crate::serve) struct Ending {
 /// Writes the outputs and then removes the journal.
 ///
 /// # Errors
-/// When an output cannot be written; the journal stays then.
-pub(in crate::serve) fn finish(ending: Ending, predictor: &Predictor) -> Result<Finished> {
+/// When an output cannot be written; the scan comes back with its journal, to be written again.
+pub(in crate::serve) fn finish(
+    mut ending: Box<Ending>,
+    served: &Served,
+) -> std::result::Result<Finished, (Box<Ending>, Error)> {
+    match write(&mut ending, served) {
+        Ok(finished) => {
+            if let Err(error) = ending.prepared.journal.remove() {
+                // The outputs are whole; the next scan of this slide finds every tile known.
+                tracing::warn!("{error}");
+            }
+            Ok(finished)
+        }
+        Err(error) => Err((ending, error)),
+    }
+}
+
+fn write(ending: &mut Ending, served: &Served) -> Result<Finished> {
     let clock = Instant::now();
     let predict_s = ending.started.0.elapsed().as_secs_f64();
-    let Prepared { tiles, jobs, scale, context, settings, survey_sha256, mut journal, .. } =
-        ending.prepared;
+    let Prepared { tiles, jobs, scale, context, settings, survey_sha256, journal, .. } =
+        &mut ending.prepared;
     journal.sync()?;
-    let entries = journal.entries().clone();
+    let (journal, scale_pm) = (&*journal, scale.0);
     let latency = Latencies::default();
-    let (mut chosen, mut rescans) = (Vec::<(u64, Stored)>::new(), Vec::new());
-    for ((index, attempt), stored) in entries {
-        if stored.scale_pm != scale.0 {
-            rescans.push((attempt, stored));
-            continue;
-        }
-        match chosen.last_mut().filter(|(last, _)| *last == index) {
-            // Of several exposures at the plan's scale the most credible one counts.
-            Some((_, best)) if stored.confidence > best.confidence => *best = stored,
-            Some(_) => {}
-            None => chosen.push((index, stored)),
-        }
-    }
-    let (mut files, means) = write_rows(&ending.formats, &context, |each| {
-        for (_, stored) in &chosen {
-            let entry = journal.read(*stored)?;
+    let mut predicted = 0;
+    let (mut files, means) = write_rows(&ending.formats, context, |each| {
+        for stored in chosen(journal, scale_pm) {
+            let entry = journal.read(stored)?;
             latency.push(std::time::Duration::from_micros(entry.latency_us.into()));
             each(entry.row)?;
+            predicted += 1;
         }
         Ok(())
     })?;
-    files.extend(write_rescans(&ending.formats, &context, &mut journal, &rescans, &latency)?);
+    let rescans: Vec<(u8, Stored)> = journal
+        .entries()
+        .filter(|(_, stored)| stored.scale_pm != scale_pm)
+        .map(|((_, attempt), stored)| (attempt, stored))
+        .collect();
+    files.extend(write_rescans(&ending.formats, context, journal, &rescans, &latency)?);
 
-    let predicted = chosen.len() as u64;
+    let tiles = *tiles;
     let wanted = jobs.len() as u64;
     let complete = predicted == wanted;
     let report = ScanReport {
@@ -136,19 +146,19 @@ pub(in crate::serve) fn finish(ending: Ending, predictor: &Predictor) -> Result<
             started: predict::rfc3339(ending.started.1),
             program: ProgramReport {
                 version: crate::VERSION.into(),
-                engine: predictor.engine_name.into(),
+                engine: served.engine_name().into(),
                 threads: ending.threads,
             },
             engines: vec![EngineShare {
                 tiles: predicted,
-                ..EngineShare::new(predictor.engine_name)
+                ..EngineShare::new(served.engine_name())
             }],
-            model: predict::describe_model(&predictor.model),
+            model: predict::describe_model(&served.model),
             slide: SlideReport {
                 file: ending.slide.name.clone(),
                 identity: Identity {
                     bytes: 3 * u64::from(ending.slide.width) * u64::from(ending.slide.height),
-                    ends_sha256: survey_sha256,
+                    ends_sha256: survey_sha256.clone(),
                 },
                 format: context.slide.format.clone(),
                 vendor: None,
@@ -157,7 +167,7 @@ pub(in crate::serve) fn finish(ending: Ending, predictor: &Predictor) -> Result<
                 um_per_px: ending.slide.um_per_px,
                 um_per_px_from: "camera",
             },
-            settings,
+            settings: settings.clone(),
             genes: context.genes.clone(),
             tiles: TileCounts {
                 total: tiles,
@@ -199,14 +209,13 @@ pub(in crate::serve) fn finish(ending: Ending, predictor: &Predictor) -> Result<
                 skipped: ending.summary.skipped,
                 rescans: ending.summary.rescans,
                 refocuses: ending.summary.refocuses,
-                best: ending.best,
+                best: ending.best.clone(),
             }),
         },
     };
     let path = context.directory.join(REPORT_FILE);
     predict::remove_outdated(&context.directory, &path, &report.run.files);
     output::write_run_report(&path, &report)?;
-    journal.remove()?;
     Ok(Finished {
         complete,
         tiles: predicted,
@@ -215,12 +224,28 @@ pub(in crate::serve) fn finish(ending: Ending, predictor: &Predictor) -> Result<
     })
 }
 
+/// Of several exposures of a tile at the plan's scale the most credible one, tile by tile.
+fn chosen(journal: &ScanJournal, scale_pm: u32) -> impl Iterator<Item = Stored> + '_ {
+    let mut entries =
+        journal.entries().filter(move |(_, stored)| stored.scale_pm == scale_pm).peekable();
+    std::iter::from_fn(move || {
+        let ((tile, _), mut best) = entries.next()?;
+        let same = |entry: &(ShotKey, Stored)| entry.0.0 == tile;
+        while let Some((_, other)) = entries.next_if(same) {
+            if other.confidence > best.confidence {
+                best = other;
+            }
+        }
+        Some(best)
+    })
+}
+
 /// Exposures at another scale than the plan's, in files of their own: a table of one row a tile
 /// stays one.
 fn write_rescans(
     formats: &[String],
     context: &Context,
-    journal: &mut ScanJournal,
+    journal: &ScanJournal,
     rescans: &[(u8, Stored)],
     latency: &Latencies,
 ) -> Result<Vec<std::path::PathBuf>> {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use diffbulk_link::message::Objective;
 use diffbulk_link::units::UmPerPx;
 
 use super::survey::{Geometry, Surveyed};
@@ -14,7 +13,7 @@ use crate::predict::journal::Settings;
 use crate::predict::pipeline::Job;
 use crate::serve::journal::ScanJournal;
 use crate::serve::planning::{self, Part};
-use crate::serve::workers::Predictor;
+use crate::serve::served::Served;
 use crate::slide::{Level, SlideInfo};
 use crate::tiling::{Grid, tile_side};
 use crate::tissue::TissueMask;
@@ -78,11 +77,10 @@ pub(in crate::serve) struct Prepared {
 pub(in crate::serve) fn prepare(
     slide: &Geometry,
     surveyed: Surveyed,
-    predictor: &Predictor,
-    objective: &Objective,
+    served: &Served,
     settings: &ScanSettings,
 ) -> Result<Prepared> {
-    let metadata = predictor.model.metadata();
+    let metadata = served.model.metadata();
     let side = tile_side(metadata.tile_px, metadata.um_per_px, slide.um_per_px)?;
     let grid = Grid::new(slide.width, slide.height, side, settings.overlap)?;
     let (picture, downsample) = &surveyed.mask;
@@ -91,13 +89,13 @@ pub(in crate::serve) fn prepare(
     let scale = UmPerPx::new(metadata.um_per_px).ok_or_else(|| {
         Error::Request(format!("{} um/px is no scale for a camera", metadata.um_per_px))
     })?;
-    let mut objective = objective.clone();
+    let mut objective = served.objective.clone();
     if let Some(rescan) = &mut objective.rescan {
         rescan.scale = UmPerPx::new(slide.um_per_px).unwrap_or(scale);
     }
     let parts = planning::parts(&grid, &jobs, slide.um_per_px, scale, &objective)?;
     let genes: Vec<String> =
-        predictor.columns.iter().map(|&column| metadata.panel[column].clone()).collect();
+        served.columns.iter().map(|&column| metadata.panel[column].clone()).collect();
     let survey_sha256 = {
         use sha2::Digest;
         let mut digest = sha2::Sha256::new();
@@ -107,8 +105,8 @@ pub(in crate::serve) fn prepare(
     };
     let journal_settings = Settings::from([
         ("program".into(), crate::VERSION.into()),
-        ("engine".into(), predictor.engine_name.into()),
-        ("model".into(), predictor.model.sha256().into()),
+        ("engine".into(), served.engine_name().into()),
+        ("model".into(), served.model.sha256().into()),
         ("slide".into(), format!("{} x {} px, survey {survey_sha256}", slide.width, slide.height)),
         ("um_per_px".into(), slide.um_per_px.to_string()),
         ("genes".into(), genes.join(",")),
@@ -143,8 +141,9 @@ pub(in crate::serve) fn prepare(
     let directory = settings.output.join(format!("{stem}-diffbulk"));
     std::fs::create_dir_all(&directory)
         .map_err(|error| crate::output::atomic::explain(&directory, error))?;
-    let journal =
-        ScanJournal::open(&directory.join(format!(".{stem}.scan.partial")), &journal_settings)?;
+    let planned: Vec<u64> = jobs.iter().map(|job| job.tile.index).collect();
+    let journal = directory.join(format!(".{stem}.scan.partial"));
+    let journal = ScanJournal::open(&journal, &journal_settings, &planned)?;
     let level = Level {
         width: slide.width,
         height: slide.height,
@@ -159,7 +158,7 @@ pub(in crate::serve) fn prepare(
         genes,
         heatmap_genes,
         model: metadata.clone(),
-        model_sha256: predictor.model.sha256().to_owned(),
+        model_sha256: served.model.sha256().to_owned(),
         slide_name: slide.name.clone(),
         slide: SlideInfo {
             format: "live scan".into(),

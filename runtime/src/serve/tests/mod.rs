@@ -1,5 +1,7 @@
 //! The daemon as a whole, over real sockets: with a fast fake engine and a walking board.
 
+mod changes;
+mod links;
 mod lossy;
 mod misuse;
 mod soak;
@@ -9,14 +11,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use diffbulk_link::heapless;
+use diffbulk_link::message::Role;
+use diffbulk_link::units::{Um, UmPerPx};
+
 use super::*;
-use crate::engine::Session;
-use crate::model::{Metadata, OnnxFile, testing};
+use crate::engine::{Engine, Session};
+use crate::model::{Metadata, Model, OnnxFile, testing};
 use crate::predict::testing::{FlatSlide, flat_slide};
 use crate::scan_sim::{self, Board, Report, Settings, Walk};
 
 /// Side of the tiny model's tile.
 const TILE: u32 = 8;
+
+/// Of every tile of a test's slide.
+const BLUE: u8 = 77;
 
 /// Gives the middle pixel's colour, and breaks where it is told to.
 #[derive(Debug, Default, Clone)]
@@ -42,6 +51,11 @@ impl Engine for Fake {
 impl Session for Fake {
     fn predict_into(&mut self, image: &[u8], values: &mut Vec<f32>) -> Result<()> {
         let middle = 3 * (TILE * TILE / 2 + TILE / 2) as usize;
+        if image[middle + 2] != BLUE {
+            // The self-test's tile.
+            *values = vec![1.0, 2.0, 3.0];
+            return Ok(());
+        }
         self.predicted.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.takes);
         assert!(self.panics_at != Some(image[middle]), "a tile that breaks the engine");
@@ -55,15 +69,37 @@ fn metadata() -> Metadata {
     testing::metadata(TILE, &["RED", "GREEN", "BLUE"])
 }
 
-fn model() -> Model {
-    let proto = testing::tiny_model(&metadata());
+/// The tiny model under some version.
+fn model(version: &str) -> Model {
+    let mut metadata = metadata();
+    metadata.version = version.into();
+    let proto = testing::tiny_model(&metadata);
     Model::from_file(OnnxFile::from_proto(proto, Path::new("tiny.onnx")).unwrap()).unwrap()
 }
 
-/// A slide whose tile at (column, row) has the colour (column, row, 77).
+/// A store with one model, which a test changes.
+struct Shelf(Arc<Mutex<(&'static str, Fake)>>);
+
+impl Models for Shelf {
+    fn load(&self, in_use: Option<&Model>) -> Result<Option<Loaded>> {
+        let (version, engine) = self.0.lock().unwrap().clone();
+        let model = model(version);
+        if in_use.is_some_and(|in_use| in_use.sha256() == model.sha256()) {
+            return Ok(None);
+        }
+        let wrong = crate::trust::selftest::Expectation::of(&[7.0, 0.0, 9.0]).unwrap();
+        let expectation = (version == BROKEN).then_some(wrong);
+        Ok(Some(Loaded { model, engine: Box::new(engine), expectation }))
+    }
+}
+
+/// Version of a model that fails its self-test.
+const BROKEN: &str = "66";
+
+/// A slide whose tile at (column, row) has the colour (column, row, [`BLUE`]).
 fn slide(columns: u32, rows: u32) -> FlatSlide {
     let mut slide =
-        flat_slide(columns * TILE, rows * TILE, |x, y| [(x / TILE) as u8, (y / TILE) as u8, 77]);
+        flat_slide(columns * TILE, rows * TILE, |x, y| [(x / TILE) as u8, (y / TILE) as u8, BLUE]);
     slide.set_path(Path::new("tiles.svs"));
     slide
 }
@@ -72,7 +108,8 @@ fn slide(columns: u32, rows: u32) -> FlatSlide {
 struct Running {
     directory: PathBuf,
     addresses: Vec<String>,
-    stop: Arc<AtomicBool>,
+    orders: Orders,
+    shelf: Arc<Mutex<(&'static str, Fake)>>,
     thread: std::thread::JoinHandle<Result<()>>,
 }
 
@@ -101,13 +138,15 @@ fn options(directory: &Path) -> Options {
 }
 
 fn start(options: Options, engine: &Fake) -> Running {
-    let stop = Arc::new(AtomicBool::new(false));
+    let orders = Orders::default();
     let addresses = Arc::new(Mutex::new(Vec::new()));
-    let (flag, told, engine) = (Arc::clone(&stop), Arc::clone(&addresses), engine.clone());
+    let shelf = Arc::new(Mutex::new(("1", engine.clone())));
+    let (obeyed, told, models) =
+        (orders.clone(), Arc::clone(&addresses), Shelf(Arc::clone(&shelf)));
     let directory = options.scan.output.clone();
     let thread = std::thread::spawn(move || {
         let mut ready = |listening: &[String]| *told.lock().unwrap() = listening.to_vec();
-        run(&options, model(), &engine, &flag, &mut ready)
+        run(&options, &models, &obeyed, &mut ready)
     });
     let start = Instant::now();
     while addresses.lock().unwrap().is_empty() && !thread.is_finished() {
@@ -115,12 +154,12 @@ fn start(options: Options, engine: &Fake) -> Running {
         std::thread::sleep(Duration::from_millis(2));
     }
     let addresses = addresses.lock().unwrap().clone();
-    Running { directory, addresses, stop, thread }
+    Running { directory, addresses, orders, shelf, thread }
 }
 
 impl Running {
     fn end(self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.orders.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
 
@@ -128,21 +167,40 @@ impl Running {
         Address::Unix(self.directory.join("s"))
     }
 
-    fn metric(&self, name: &str) -> f64 {
+    fn get(&self, path: &str) -> String {
         use std::io::{Read, Write};
         let address = self.addresses.last().unwrap();
         let address = address.trim_start_matches("http://").trim_end_matches("/metrics");
         let mut stream = std::net::TcpStream::connect(address).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics");
         let line = text.lines().find(|line| line.starts_with(&format!("diffbulk_{name} ")));
-        line.unwrap_or_else(|| panic!("{name}\n{text}"))
-            .rsplit_once(' ')
-            .unwrap()
-            .1
-            .parse()
-            .unwrap()
+        let line = line.unwrap_or_else(|| panic!("{name}\n{text}"));
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    }
+
+    /// Puts another model on the shelf and waits until the daemon has dealt with it.
+    fn replace(&self, version: &'static str) {
+        let dealt = || self.metric("reloads_total") + self.metric("reload_failures_total");
+        let before = dealt();
+        self.shelf.lock().unwrap().0 = version;
+        self.orders.reload.store(true, Ordering::Relaxed);
+        wait_for("the reload", || dealt() > before);
+    }
+}
+
+/// Waits for something, at most for a minute.
+fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what} takes too long");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -238,11 +296,18 @@ fn a_scan_ends_with_the_files_of_predict() {
     let mut options = options(directory.path());
     (options.scan.formats, options.scan.min_tissue, options.scans) = (formats, 0.25, 1);
     let host = options.stations[0][0].clone();
-    let engine = crate::engine::open(crate::engine::ENGINES[0].name, &wide_model).unwrap();
+    struct One(Model);
+    impl Models for One {
+        fn load(&self, _: Option<&Model>) -> Result<Option<Loaded>> {
+            let (model, name) = (self.0.clone(), crate::engine::ENGINES[0].name);
+            let engine = crate::engine::open(name, &model)?;
+            Ok(Some(Loaded { model, engine, expectation: None }))
+        }
+    }
     let slide = crate::slide::open(&stored).unwrap();
     std::thread::scope(|scope| {
-        let stop = AtomicBool::new(false);
-        let serving = scope.spawn(move || run(&options, wide_model, &*engine, &stop, &mut |_| ()));
+        let one = One(wide_model);
+        let serving = scope.spawn(move || run(&options, &one, &Orders::default(), &mut |_| ()));
         let mut settings = Settings::new(host.clone(), host, &wide, false);
         settings.board = Board::Walker(Walk { ahead: 3, rate: None });
         let report = scan_sim::run(&*slide, 0.453_1, &settings, &never).unwrap();
@@ -278,11 +343,7 @@ fn a_daemon_that_is_stopped_in_the_middle_goes_on_where_it_was() {
     let host = first.socket();
     let report = std::thread::scope(|scope| {
         let playing = scope.spawn(|| play(&slide, &settings(host, 4)));
-        let start_time = Instant::now();
-        while engine.predicted.load(Ordering::Relaxed) < 100 {
-            assert!(start_time.elapsed() < Duration::from_secs(60));
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for("the first hundred", || engine.predicted.load(Ordering::Relaxed) >= 100);
         first.end().unwrap();
         assert!(!directory.path().join("tiles-diffbulk/tiles.csv").exists());
         let second = start(options(directory.path()), &engine);

@@ -5,11 +5,13 @@
 //! here is all it needs to go on: a shot that was predicted is never predicted again, and its
 //! result is told again to whoever asks again.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod index;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use self::index::Index;
 use crate::output::Row;
 use crate::output::atomic::explain;
 use crate::predict::journal::{Settings, decode, differences, encode, finish_frame, read_frame};
@@ -51,19 +53,21 @@ pub(super) struct ScanJournal {
     path: PathBuf,
     file: File,
     end: u64,
-    entries: BTreeMap<ShotKey, Stored>,
-    decided: BTreeSet<ShotKey>,
+    index: Index,
+    /// Decisions that the disk did not take yet.
+    owed: Vec<ShotKey>,
 }
 
 impl ScanJournal {
-    /// Opens the journal at `path`, continuing one of the same `settings`. One of other settings
-    /// is set aside under another name, never overwritten.
+    /// Opens the journal at `path` of a plan of `tiles` (indices in the slide's grid, ascending),
+    /// continuing one of the same `settings`. One of other settings is set aside under another
+    /// name, never overwritten.
     ///
     /// # Errors
     /// When another process has it open, it is another program's file, or the disk refuses.
-    pub(super) fn open(path: &Path, settings: &Settings) -> Result<Self> {
+    pub(super) fn open(path: &Path, settings: &Settings, tiles: &[u64]) -> Result<Self> {
         for _ in 0..2 {
-            let mut journal = Self::lock(path)?;
+            let mut journal = Self::lock(path, tiles)?;
             match journal.recover(settings)? {
                 None => return Ok(journal),
                 Some(differences) => {
@@ -81,7 +85,7 @@ impl ScanJournal {
         Err(Error::output(path, "another scan is writing here; choose another output directory"))
     }
 
-    fn lock(path: &Path) -> Result<Self> {
+    fn lock(path: &Path, tiles: &[u64]) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path).map_err(|error| explain(path, error))?;
@@ -103,8 +107,8 @@ impl ScanJournal {
             path: path.to_owned(),
             file,
             end: 0,
-            entries: BTreeMap::new(),
-            decided: BTreeSet::new(),
+            index: Index::new(tiles.to_vec()),
+            owed: Vec::new(),
         })
     }
 
@@ -136,11 +140,11 @@ impl ScanJournal {
                 Some((&KIND_ROW, rest)) => {
                     let Some(entry) = decode_entry(rest) else { break };
                     let stored = stored(end, &entry);
-                    self.entries.insert((entry.row.tile.index, entry.attempt), stored);
+                    self.index.insert((entry.row.tile.index, entry.attempt), stored);
                 }
                 Some((&KIND_DECISION, &[attempt, ref index @ ..])) => {
                     let Ok(index) = index.try_into() else { break };
-                    self.decided.insert((u64::from_le_bytes(index), attempt));
+                    self.index.decide((u64::from_le_bytes(index), attempt));
                 }
                 _ => break,
             }
@@ -154,6 +158,7 @@ impl ScanJournal {
     }
 
     fn start(&mut self, settings: &Settings) -> Result<()> {
+        self.index.clear();
         let io = |error| explain(&self.path, error);
         self.file.set_len(0).map_err(io)?;
         self.file.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -172,9 +177,10 @@ impl ScanJournal {
     /// already is not kept twice.
     pub(super) fn push(&mut self, entry: &Entry) -> Result<()> {
         let key = (entry.row.tile.index, entry.attempt);
-        if self.entries.contains_key(&key) {
+        if self.index.get(key).is_some() {
             return Ok(());
         }
+        self.pay()?;
         let mut row = Vec::new();
         encode(&entry.row, &mut row);
         let mut frame = vec![0; 8];
@@ -184,20 +190,30 @@ impl ScanJournal {
         frame.extend_from_slice(&entry.latency_us.to_le_bytes());
         frame.extend_from_slice(&row[8..]);
         let offset = self.write(frame)?;
-        self.entries.insert(key, stored(offset, entry));
+        self.index.insert(key, stored(offset, entry));
         Ok(())
     }
 
-    /// Keeps that the board decided on a shot.
+    /// Keeps that the board decided on a shot. What the disk does not take is kept with the next
+    /// thing that it does take.
     pub(super) fn decided(&mut self, key: ShotKey) -> Result<()> {
-        if !self.decided.insert(key) {
-            return Ok(());
+        if self.index.decide(key) {
+            self.owed.push(key);
         }
-        let mut frame = vec![0; 8];
-        frame.push(KIND_DECISION);
-        frame.push(key.1);
-        frame.extend_from_slice(&key.0.to_le_bytes());
-        self.write(frame).map(drop)
+        self.pay()
+    }
+
+    /// Writes the decisions that are owed.
+    fn pay(&mut self) -> Result<()> {
+        while let Some(&(tile, attempt)) = self.owed.first() {
+            let mut frame = vec![0; 8];
+            frame.push(KIND_DECISION);
+            frame.push(attempt);
+            frame.extend_from_slice(&tile.to_le_bytes());
+            self.write(frame)?;
+            self.owed.remove(0);
+        }
+        Ok(())
     }
 
     fn write(&mut self, mut frame: Vec<u8>) -> Result<u64> {
@@ -210,24 +226,31 @@ impl ScanJournal {
         Ok(offset)
     }
 
+    /// Exposures kept.
+    pub(super) fn len(&self) -> u64 {
+        self.index.len()
+    }
+
     /// All exposures, by tile and attempt.
-    pub(super) fn entries(&self) -> &BTreeMap<ShotKey, Stored> {
-        &self.entries
+    pub(super) fn entries(&self) -> impl Iterator<Item = (ShotKey, Stored)> + '_ {
+        self.index.iter()
+    }
+
+    /// Where an exposure's entry lies.
+    pub(super) fn get(&self, key: ShotKey) -> Option<Stored> {
+        self.index.get(key)
     }
 
     /// Tiles of a part of the grid that the board has decided on at least once.
     pub(super) fn tiles_decided(&self, part: std::ops::Range<u64>) -> usize {
-        let keys = self.decided.range((part.start, 0)..(part.end, 0));
-        let mut tiles: Vec<u64> = keys.map(|key| key.0).collect();
-        tiles.dedup();
-        tiles.len()
+        self.index.tiles_decided(part)
     }
 
     /// One entry, read back.
-    pub(super) fn read(&mut self, stored: Stored) -> Result<Entry> {
+    pub(super) fn read(&self, stored: Stored) -> Result<Entry> {
         let damaged = || Error::output(&self.path, "cannot be read back; scan the slide again");
         let io = |error| explain(&self.path, error);
-        self.file.seek(SeekFrom::Start(stored.offset)).map_err(io)?;
+        (&self.file).seek(SeekFrom::Start(stored.offset)).map_err(io)?;
         let mut payload = Vec::new();
         read_frame(&mut &self.file, &mut payload).map_err(io)?.ok_or_else(damaged)?;
         payload.split_first().and_then(|(_, rest)| decode_entry(rest)).ok_or_else(damaged)
@@ -235,6 +258,7 @@ impl ScanJournal {
 
     /// Makes everything survive a power cut too.
     pub(super) fn sync(&mut self) -> Result<()> {
+        self.pay()?;
         self.file.sync_data().map_err(|error| explain(&self.path, error))
     }
 
@@ -293,12 +317,14 @@ mod tests {
         }
     }
 
+    const TILES: &[u64] = &[2, 5, 9, 77];
+
     fn settings(model: &str) -> Settings {
         Settings::from([("model".into(), model.into())])
     }
 
     fn fill(path: &Path) {
-        let mut journal = ScanJournal::open(path, &settings("m")).unwrap();
+        let mut journal = ScanJournal::open(path, &settings("m"), TILES).unwrap();
         for (index, attempt) in [(5, 0), (5, 1), (2, 0), (5, 0)] {
             journal.push(&entry(index, attempt)).unwrap();
             journal.decided((index, attempt)).unwrap();
@@ -310,17 +336,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
         fill(&path);
-        let mut journal = ScanJournal::open(&path, &settings("m")).unwrap();
-        let keys: Vec<ShotKey> = journal.entries().keys().copied().collect();
+        let mut journal = ScanJournal::open(&path, &settings("m"), TILES).unwrap();
+        let keys: Vec<ShotKey> = journal.entries().map(|(key, _)| key).collect();
         assert_eq!(keys, [(2, 0), (5, 0), (5, 1)]);
         assert_eq!(journal.tiles_decided(0..100), 2);
-        for ((index, attempt), stored) in journal.entries().clone() {
+        for ((index, attempt), stored) in journal.entries() {
             assert_eq!(journal.read(stored).unwrap(), entry(index, attempt));
         }
         // Reading does not disturb appending.
         journal.push(&entry(9, 0)).unwrap();
         drop(journal);
-        assert_eq!(ScanJournal::open(&path, &settings("m")).unwrap().entries().len(), 4);
+        assert_eq!(ScanJournal::open(&path, &settings("m"), TILES).unwrap().len(), 4);
     }
 
     #[test]
@@ -328,13 +354,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
         fill(&path);
-        let other = ScanJournal::open(&path, &settings("other")).unwrap();
-        assert!(other.entries().is_empty());
+        let other = ScanJournal::open(&path, &settings("other"), TILES).unwrap();
+        assert_eq!(other.len(), 0);
         assert!(directory.path().join("j.aside-1").exists());
-        assert!(ScanJournal::open(&path, &settings("other")).is_err(), "two writers");
+        assert!(ScanJournal::open(&path, &settings("other"), TILES).is_err(), "two writers");
         let foreign = directory.path().join("thesis");
         std::fs::write(&foreign, "my thesis").unwrap();
-        assert!(ScanJournal::open(&foreign, &settings("m")).is_err());
+        assert!(ScanJournal::open(&foreign, &settings("m"), TILES).is_err());
         assert_eq!(std::fs::read(&foreign).unwrap(), b"my thesis");
     }
 
@@ -353,14 +379,14 @@ mod tests {
             bytes[at] ^= xor;
             bytes.truncate(cut.index(bytes.len() + 1));
             std::fs::write(&path, &bytes).unwrap();
-            if let Ok(mut journal) = ScanJournal::open(&path, &settings("m")) {
-                for ((index, attempt), stored) in journal.entries().clone() {
+            if let Ok(mut journal) = ScanJournal::open(&path, &settings("m"), TILES) {
+                for ((index, attempt), stored) in journal.entries() {
                     prop_assert_eq!(journal.read(stored).unwrap(), entry(index, attempt));
                 }
                 journal.push(&entry(77, 0)).unwrap();
                 drop(journal);
-                let journal = ScanJournal::open(&path, &settings("m")).unwrap();
-                prop_assert!(journal.entries().contains_key(&(77, 0)));
+                let journal = ScanJournal::open(&path, &settings("m"), TILES).unwrap();
+                prop_assert!(journal.get((77, 0)).is_some());
             }
         }
     }

@@ -4,18 +4,24 @@
 //! does what that asks for. A station is one scanner: at most one board and one camera. The hub
 //! never waits for a link: one whose outbox is full is too slow and is closed.
 
+mod links;
+
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use diffbulk_link::message::{FromHost, Hello, Reason, Role, Shot, Slide, ToHost};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use diffbulk_link::message::{Command, FromHost, Hello, Reason, Shot, Slide, ToHost};
 
+use self::links::Link;
+use super::health::Health;
 use super::metrics::{Metrics, count};
+use super::peer::Tell;
 use super::pixels::Picture;
-use super::scan::{Action, Finished, Prepared, Scan, Shared, finish, prepare};
-use super::workers::{Predicted, Predictor, Work};
+use super::scan::{Action, Ending, Finished, Prepared, Scan, Shared, finish, prepare};
+use super::served::Served;
+use super::workers::{Failure, Predicted, Work};
 use crate::{Error, Result};
 
 /// Between two looks at the time.
@@ -34,7 +40,15 @@ pub(super) type LinkId = u64;
 #[derive(Debug)]
 pub(super) enum Input {
     /// A link was opened.
-    Joined { link: LinkId, station: usize, who: String, outbox: Sender<FromHost>, close: Closer },
+    Joined {
+        link: LinkId,
+        station: usize,
+        who: String,
+        outbox: Sender<Tell>,
+        close: Closer,
+        /// Generation of the model that it introduces this host with.
+        introduced: u64,
+    },
     /// The other end introduced itself (again).
     Up { link: LinkId, hello: Box<Hello> },
     /// The other end is gone, for good where it said goodbye.
@@ -51,8 +65,15 @@ pub(super) enum Input {
     Predicted(Box<Predicted>),
     /// A survey was worked out.
     Prepared { scan: (usize, u64), prepared: Result<Box<Prepared>> },
-    /// A scan's files are there.
-    Written { scan: (usize, u64), result: Result<Finished> },
+    /// A scan's files are there, or the disk did not take them.
+    Written {
+        scan: (usize, u64),
+        result: std::result::Result<Finished, (Option<Box<Ending>>, Error)>,
+    },
+    /// There is another model for the scans to come.
+    Served(Arc<Served>),
+    /// A person at the scanner wants something of a station's board.
+    Order { station: usize, command: Command },
 }
 
 /// Asks a link's thread to end it.
@@ -63,15 +84,6 @@ impl Closer {
     pub(super) fn close(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-struct Link {
-    station: usize,
-    who: String,
-    outbox: Sender<FromHost>,
-    close: Closer,
-    /// Set while the other end is there.
-    hello: Option<Hello>,
 }
 
 #[derive(Default)]
@@ -88,8 +100,12 @@ pub(super) struct Hub {
     pub(super) to_self: Sender<Input>,
     pub(super) work: Sender<Work>,
     pub(super) shared: Arc<Shared>,
-    pub(super) predictor: Arc<Predictor>,
+    /// The model of the scans to come.
+    pub(super) served: Arc<Served>,
+    /// How this host introduces itself to a new link, with the generation of its model.
+    pub(super) hello: Arc<RwLock<(u64, Hello)>>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
     /// End after this many scans; 0 for never.
     pub(super) scans: u64,
     pub(super) stations: usize,
@@ -102,6 +118,7 @@ impl Hub {
         let mut state = State { hub: self, stations, links: HashMap::new(), stopping: None };
         let mut ticked = Instant::now();
         loop {
+            state.hub.health.turn();
             match state.hub.inputs.recv_timeout(TICK) {
                 Ok(input) => state.input(input),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -133,9 +150,8 @@ struct State {
 impl State {
     fn input(&mut self, input: Input) {
         match input {
-            Input::Joined { link, station, who, outbox, close } => {
-                tracing::info!(link, %who, "link open");
-                self.links.insert(link, Link { station, who, outbox, close, hello: None });
+            Input::Joined { link, station, who, outbox, close, introduced } => {
+                self.joined(link, station, who, outbox, close, introduced);
             }
             Input::Left { link } => {
                 self.down(link, false);
@@ -169,6 +185,18 @@ impl State {
                 self.act(key.0);
             }
             Input::Written { scan: key, result } => self.written(key, result),
+            Input::Served(served) => {
+                let mut hello = self.hub.hello.write().unwrap_or_else(PoisonError::into_inner);
+                *hello = (served.generation, served.hello.clone());
+                drop(hello);
+                self.hub.served = served;
+                (0..self.stations.len()).for_each(|number| self.introduce(number));
+            }
+            Input::Order { station, command } => {
+                let board = self.stations.get(station).and_then(|station| station.board);
+                tracing::info!(station, ?command, there = board.is_some(), "a person's order");
+                self.tell(board, FromHost::Command(command));
+            }
         }
     }
 
@@ -187,58 +215,6 @@ impl State {
             take(scan);
         }
         self.act(number);
-    }
-
-    fn up(&mut self, id: LinkId, hello: Hello) {
-        let Some(link) = self.links.get_mut(&id) else { return };
-        tracing::info!(
-            link = id, who = %link.who, role = ?hello.role, version = %hello.version,
-            resume = ?hello.resume, "up"
-        );
-        let (role, resume, number) = (hello.role, hello.resume, link.station);
-        link.hello = Some(hello);
-        let Some(station) = self.stations.get_mut(number) else { return };
-        let place = match role {
-            Role::Board => &mut station.board,
-            Role::Camera => &mut station.camera,
-            Role::Host => {
-                tracing::warn!(link = id, "the other end is a host too; this link is closed");
-                link.close.close();
-                return;
-            }
-        };
-        let before = place.replace(id).filter(|&before| before != id);
-        if role == Role::Board
-            && let Some(scan) = &mut station.scan
-        {
-            scan.board_up(resume);
-        }
-        if let Some(replaced) = before.and_then(|before| self.links.get(&before)) {
-            // The same end on a new link, before the old one's death was noticed.
-            tracing::info!(who = %replaced.who, "link replaced by a newer one");
-            replaced.close.close();
-        }
-        self.act(number);
-    }
-
-    fn down(&mut self, id: LinkId, goodbye: bool) {
-        let Some(link) = self.links.get_mut(&id) else { return };
-        link.hello = None;
-        let number = link.station;
-        let Some(station) = self.stations.get_mut(number) else { return };
-        if station.board == Some(id) {
-            station.board = None;
-            if let Some(scan) = &mut station.scan {
-                scan.board_down();
-            }
-        }
-        if station.camera == Some(id) {
-            station.camera = None;
-            // A camera that takes its leave after the end has heard of it.
-            if goodbye && station.scan.as_ref().is_some_and(Scan::is_ended) {
-                station.scan = None;
-            }
-        }
     }
 
     fn said(&mut self, id: LinkId, message: ToHost) {
@@ -322,7 +298,7 @@ impl State {
             }
         }
         station.scans += 1;
-        match Scan::new((number, station.scans), slide, &self.hub.shared) {
+        match Scan::new((number, station.scans), slide, &self.hub.shared, &self.hub.served) {
             Ok(scan) => {
                 tracing::info!(slide = %slide.name, station = number, "slide under the camera");
                 station.scan = Some(scan);
@@ -339,6 +315,7 @@ impl State {
             Ok(_) => self.hub.metrics.tile(predicted.latency),
             Err(_) => count(&self.hub.metrics.failed),
         }
+        self.hub.health.back(matches!(predicted.row, Err(Failure::Engine(_))));
         let key = predicted.scan;
         if let Some(scan) = self.scan(key) {
             scan.predicted(predicted);
@@ -346,10 +323,14 @@ impl State {
         self.act(key.0);
     }
 
-    fn written(&mut self, key: (usize, u64), result: Result<Finished>) {
-        count(&self.hub.metrics.scans);
+    fn written(
+        &mut self,
+        key: (usize, u64),
+        result: std::result::Result<Finished, (Option<Box<Ending>>, Error)>,
+    ) {
         let ms = |seconds: Option<f64>| seconds.map_or(0.0, |s| s * 1e3);
-        if let Some(scan) = self.scan(key) {
+        let metrics = Arc::clone(&self.hub.metrics);
+        let ended = self.scan(key).is_none_or(|scan| {
             match &result {
                 Ok(done) => tracing::info!(
                     slide = scan.name(),
@@ -359,9 +340,15 @@ impl State {
                     p99_ms = ms(done.p99),
                     "scan written"
                 ),
-                Err(error) => tracing::error!(slide = scan.name(), "not written: {error}"),
+                Err((_, error)) => {
+                    count(&metrics.unwritten);
+                    tracing::error!(slide = scan.name(), "not written yet: {error}");
+                }
             }
-            scan.written(result.is_ok());
+            scan.written(result.map(drop), Instant::now())
+        });
+        if ended {
+            count(&self.hub.metrics.scans);
         }
         self.act(key.0);
     }
@@ -375,49 +362,46 @@ impl State {
         let Some(station) = self.stations.get_mut(number) else { return };
         let (board, camera) = (station.board, station.camera);
         let Some(scan) = &mut station.scan else { return };
-        let key = scan.key();
+        let (key, served) = (scan.key(), Arc::clone(scan.served()));
         for action in scan.take_actions() {
             match action {
                 Action::Board(message) => self.tell(board, message),
                 Action::Camera(message) => self.tell(camera, message),
                 Action::Predict(work) => {
                     // The queue holds as many as may be under way.
-                    if self.hub.work.try_send(*work).is_err() {
+                    if self.hub.work.try_send(*work).is_ok() {
+                        self.hub.health.handed();
+                    } else {
                         tracing::error!("the queue of tiles is full beyond its limit");
                     }
                 }
                 Action::Prepare(survey) => {
-                    let (predictor, shared) =
-                        (Arc::clone(&self.hub.predictor), Arc::clone(&self.hub.shared));
+                    let (served, shared) = (served.clone(), Arc::clone(&self.hub.shared));
                     self.aside(
                         move || {
                             let (slide, surveyed) = *survey;
-                            let prepared = prepare(
-                                &slide,
-                                surveyed,
-                                &predictor,
-                                &shared.objective,
-                                &shared.settings,
-                            );
+                            let prepared = prepare(&slide, surveyed, &served, &shared.settings);
                             Input::Prepared { scan: key, prepared: prepared.map(Box::new) }
                         },
                         move |error| Input::Prepared { scan: key, prepared: Err(error) },
                     );
                 }
                 Action::Write(ending) => {
-                    let predictor = Arc::clone(&self.hub.predictor);
+                    let served = served.clone();
                     self.aside(
                         move || {
-                            let result = finish(*ending, &predictor);
+                            let result = finish(ending, &served);
+                            let result = result.map_err(|(ending, error)| (Some(ending), error));
                             Input::Written { scan: key, result }
                         },
-                        move |error| Input::Written { scan: key, result: Err(error) },
+                        move |error| Input::Written { scan: key, result: Err((None, error)) },
                     );
                 }
             }
         }
         let under_way = self.under_way();
         self.hub.metrics.set_queue(under_way);
+        self.introduce(number);
     }
 
     /// Runs what takes long beside the hub; a panic there becomes an error here.
@@ -438,15 +422,6 @@ impl State {
         });
     }
 
-    fn tell(&self, link: Option<LinkId>, message: FromHost) {
-        let Some(link) = link.and_then(|link| self.links.get(&link)) else { return };
-        if let Err(TrySendError::Full(_)) = link.outbox.try_send(message) {
-            tracing::warn!(who = %link.who, "the other end does not take what it is sent");
-            count(&self.hub.metrics.dropped);
-            link.close.close();
-        }
-    }
-
     fn tick(&mut self, now: Instant) {
         for number in 0..self.stations.len() {
             let station = &mut self.stations[number];
@@ -456,6 +431,8 @@ impl State {
             }
             self.act(number);
         }
+        let trouble = self.stations.iter().find_map(|station| station.scan.as_ref()?.trouble());
+        self.hub.health.storage(trouble.map(str::to_owned));
     }
 
     fn is_idle(&self) -> bool {
