@@ -16,22 +16,36 @@ use std::time::{Duration, Instant};
 pub fn image() -> PathBuf {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
     let built = IMAGE.get_or_init(|| {
-        let test = std::env::current_exe().expect("a test knows its own path");
-        let target = test.ancestors().nth(3).expect("target/<profile>/deps/<test>").join("board");
-        let output = Command::new(repository().join("firmware/board/build"))
-            .env("CARGO_TARGET_DIR", &target)
-            // Those of the cargo that runs this test are for another toolchain.
-            .env_remove("RUSTUP_TOOLCHAIN")
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO")
-            .output()
-            .expect("firmware/board/build could not be started: it needs bash");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "firmware/board/build failed:\n{said}");
-        print!("{}", String::from_utf8_lossy(&output.stdout));
-        target.join("thumbv7em-none-eabihf/release/diffbulk-board")
+        let mut build = Command::new(repository().join("firmware/board/build"));
+        // Those of the cargo that runs this test are for another toolchain.
+        build.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTFLAGS").env_remove("CARGO");
+        run_build(&mut build, "board").join("thumbv7em-none-eabihf/release/diffbulk-board")
     });
     built.clone()
+}
+
+/// The decoder of the board's log, built if need be.
+fn decoder() -> PathBuf {
+    static DECODER: OnceLock<PathBuf> = OnceLock::new();
+    let built = DECODER.get_or_init(|| {
+        let mut build = Command::new("cargo");
+        build.args(["build", "--release", "--locked", "--quiet", "--manifest-path"]);
+        build.arg(repository().join("firmware/board/log/Cargo.toml"));
+        run_build(&mut build, "board-log").join("release/diffbulk-board-log")
+    });
+    built.clone()
+}
+
+/// Runs a build into a directory `name` beside the workspace's own builds; that directory.
+fn run_build(build: &mut Command, name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let target = test.ancestors().nth(3).expect("target/<profile>/deps/<test>").join(name);
+    let output = build.env("CARGO_TARGET_DIR", &target).output();
+    let output = output.unwrap_or_else(|error| panic!("{build:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{build:?} failed:\n{said}");
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    target
 }
 
 /// A board under QEMU. It calls the host again every second while the host is away; it ends when this is dropped.
@@ -81,9 +95,16 @@ impl Board {
         self.bench.write_all(&[command]).expect("the board's bench is open");
     }
 
-    /// What it has logged so far, as `defmt` codes it.
-    pub fn log(&self) -> Vec<u8> {
-        std::fs::read(&self.log).expect("the board's log")
+    /// What it has logged so far, decoded: one line a message.
+    ///
+    /// # Panics
+    /// When the decoder cannot be built, or finds something that is no log of this image.
+    pub fn log(&self) -> String {
+        let log = File::open(&self.log).expect("the board's log");
+        let output = Command::new(decoder()).arg(image()).stdin(log).output().expect("it is built");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "the log does not decode: {said}");
+        String::from_utf8(output.stdout).expect("decoded text is text")
     }
 }
 

@@ -225,5 +225,39 @@ fn the_image_scans_a_small_plan_and_survives_what_can_go_wrong() {
             (Um(500_000 + 112_000 * column), Um(400_000 + 112_000 * row))
         );
     }
-    assert!(!board.log().is_empty(), "the board logs over semihosting");
+    check_log(&board.log(), &summary);
+}
+
+/// The log, decoded: every start, the states in their order, what the bench did, and each line with
+/// its level, time and place.
+fn check_log(log: &str, summary: &Summary) {
+    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    for (text, times) in [
+        ("info  start 0 (diffbulk_scanner::scanner::", 1),
+        ("info  start 1 (diffbulk_scanner::scanner::", 1),
+        ("error watchdog (diffbulk_board::", 1),
+        ("warn  fault EmergencyStop: release the emergency stop, then clear the fault (", 1),
+        ("info  plan done (diffbulk_scanner::controller::", 1),
+    ] {
+        assert_eq!(count(text), times, "{text:?} in\n{log}");
+    }
+    let host = format!("info  host {} (diffbulk_scanner::scanner::", env!("CARGO_PKG_VERSION"));
+    assert!(count(&host) >= 3, "{host:?} in\n{log}");
+    assert!(count("warn  host gone: ") >= 1, "{log}");
+    // Homed at the start, after the emergency stop and after the restart.
+    assert!(count("Idle -> Homing") >= 3, "{log}");
+    let taken = usize::from(summary.kept + summary.rescans);
+    assert!(count("Waiting -> Deciding") >= taken, "{taken} in\n{log}");
+    let states: Vec<&str> = log.lines().filter(|line| line.contains(" -> ")).collect();
+    for pair in states.windows(2) {
+        let of = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
+        let to = |line: &str| line.split_whitespace().nth(4).map(str::to_owned);
+        // A restart begins at rest.
+        let restart = of(pair[1]).is_some_and(|state| state == "Idle" || state == "Done");
+        assert!(to(pair[0]) == of(pair[1]) || restart, "{pair:?}");
+    }
+    for line in log.lines() {
+        let time = line.split_whitespace().next().unwrap_or_default();
+        assert!(time.parse::<f64>().is_ok(), "no time in {line:?}");
+    }
 }

@@ -1,8 +1,6 @@
 //! The axis driver on a simulated stepper with slack.
 
-mod common;
-
-use common::{SLACK, SimStepAxis, axis_config};
+use crate::common::{SLACK, SimStepAxis, axis_config};
 use diffbulk_link::units::Um;
 use diffbulk_scanner::motion::{Axis, AxisFault, Motion, StepAxis};
 use diffbulk_scanner::sim::SimAxis;

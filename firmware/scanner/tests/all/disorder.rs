@@ -1,11 +1,9 @@
 //! Whatever comes, in whatever order: nothing dangerous happens on the way, and the scan ends as it should once the
 //! machine is left in peace.
 
-mod common;
-
-use common::host::{Host, Record, result, typical};
-use common::pipe::Damage;
-use common::{Rig, objective, plan};
+use crate::common::host::{Host, Record, result, typical};
+use crate::common::pipe::Damage;
+use crate::common::{Rig, objective, plan};
 use diffbulk_link::message::*;
 use proptest::collection::vec;
 use proptest::prelude::*;

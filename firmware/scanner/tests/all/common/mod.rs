@@ -1,6 +1,5 @@
 //! A scanner over a simulated machine, a host that predicts from the tile's number, and a link between them that is
 //! as bad as it is told to be.
-#![allow(dead_code)]
 
 pub mod flash;
 pub mod host;

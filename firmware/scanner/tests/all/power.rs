@@ -1,10 +1,8 @@
 //! Power cut at every single write to flash: plan, progress and scan come out the same.
 
-mod common;
-
-use common::host::{Host, Record, typical};
-use common::pipe::Damage;
-use common::{Rig, objective, plan};
+use crate::common::host::{Host, Record, typical};
+use crate::common::pipe::Damage;
+use crate::common::{Rig, objective, plan};
 use diffbulk_link::message::*;
 
 fn host() -> Host {

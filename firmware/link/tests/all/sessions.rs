@@ -1,8 +1,6 @@
 //! Two ends over any link: whatever it loses, damages, doubles, delays and reorders, messages arrive once and in
 //! order; and bytes that no end of ours sent move nothing.
 
-mod common;
-
 use diffbulk_link::message::{BoardToHost, FromHost, Hello, Level, Log, Role, ToHost, text};
 use diffbulk_link::session::{BoardSession, Event, HostSession, Timing};
 use proptest::collection::vec;

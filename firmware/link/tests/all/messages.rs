@@ -1,7 +1,5 @@
 //! Messages through postcard: round trip, and the sizes they are given room for.
 
-mod common;
-
 use diffbulk_link::message::{BoardToHost, Expression, FromHost, Grid, Hello, PlanReply, ToHost};
 use diffbulk_link::units::{F16, Um};
 use postcard::experimental::max_size::MaxSize;
@@ -27,17 +25,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4 * ProptestConfig::default().cases))]
 
     #[test]
-    fn every_message_to_the_host_comes_back_and_fits(message in common::to_host()) {
+    fn every_message_to_the_host_comes_back_and_fits(message in crate::common::to_host()) {
         round_trip(&message)?;
     }
 
     #[test]
-    fn every_message_from_the_host_comes_back_and_fits(message in common::from_host()) {
+    fn every_message_from_the_host_comes_back_and_fits(message in crate::common::from_host()) {
         round_trip(&message)?;
     }
 
     #[test]
-    fn every_hello_comes_back_and_fits(hello in common::hello()) {
+    fn every_hello_comes_back_and_fits(hello in crate::common::hello()) {
         round_trip(&hello)?;
     }
 
@@ -55,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn what_a_board_sends_is_what_a_host_reads(message in common::to_host()) {
+    fn what_a_board_sends_is_what_a_host_reads(message in crate::common::to_host()) {
         let mut room = vec![0; ToHost::<1024>::POSTCARD_MAX_SIZE];
         let bytes = postcard::to_slice(&message, &mut room).unwrap();
         match (postcard::from_bytes::<BoardToHost>(bytes), &message) {

@@ -1,10 +1,8 @@
 //! Whole scans: what the board does with results, and what it does when something fails.
 
-mod common;
-
-use common::host::{Host, Record, result, typical};
-use common::pipe::Damage;
-use common::{Rig, objective, plan};
+use crate::common::host::{Host, Record, result, typical};
+use crate::common::pipe::Damage;
+use crate::common::{Rig, objective, plan};
 use diffbulk_link::message::*;
 use diffbulk_link::units::{Fraction, Um, UmPerPx};
 
@@ -337,7 +335,7 @@ fn the_emergency_stop_stops_everything_and_homing_follows_its_release() {
 
 #[test]
 fn faults_of_the_machine_stop_it_by_name() {
-    type Break = fn(&common::World);
+    type Break = fn(&crate::common::World);
     let cases: [(Break, FaultCode); 5] = [
         (|w| w.x.end.set(60), FaultCode::LimitSwitch),
         (|w| w.camera.dead.set(true), FaultCode::ExposureTimeout),

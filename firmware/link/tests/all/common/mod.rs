@@ -1,5 +1,4 @@
 //! Every message there is, at random, for the property tests.
-#![allow(dead_code)]
 
 use diffbulk_link::heapless::{String, Vec};
 use diffbulk_link::message::*;
