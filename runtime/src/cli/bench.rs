@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{bench_quant, print};
 use crate::bench::engine;
-use crate::engine::ENGINES;
+use crate::engine::{ENGINES, Options};
 use crate::{Error, Result};
 
 /// Arguments of `bench`.
@@ -34,6 +34,9 @@ struct EngineArguments {
     /// Engine
     #[arg(long, value_name = "NAME", default_value = ENGINES[0].name)]
     engine: String,
+    /// Do not measure on a graphics adapter which tile shapes are fastest
+    #[arg(long)]
+    no_tune: bool,
     /// Threads [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<u16>,
@@ -85,6 +88,7 @@ fn run_engine(arguments: &EngineArguments) -> Result<()> {
     let settings = engine::Settings {
         model: arguments.model.clone(),
         engine: arguments.engine.clone(),
+        options: Options { tune: !arguments.no_tune },
         threads: arguments.threads.map_or_else(cores, |n| usize::from(n).max(1)),
         seconds: arguments.seconds,
         tiles: arguments.tiles.clone(),

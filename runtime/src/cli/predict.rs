@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{interrupt, print, progress};
-use crate::engine::ENGINES;
+use crate::engine::{ENGINES, Options};
 use crate::model::{Model, locate};
 use crate::predict::{self, Request, RunReport, TileSource};
 use crate::{Error, Result};
@@ -75,6 +75,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "NAME", default_value = ENGINES[0].name)]
     engine: String,
 
+    /// Do not measure on a graphics adapter which tile shapes are fastest. It is done once for an
+    /// adapter, driver and shape, takes some seconds, and changes no number.
+    #[arg(long)]
+    no_tune: bool,
+
     /// Discard an unfinished run in the output directory instead of continuing it.
     #[arg(long)]
     restart: bool,
@@ -106,6 +111,7 @@ impl Arguments {
             min_tissue: self.min_tissue,
             threads: self.threads.map_or_else(cores, usize::from),
             engine: self.engine.clone(),
+            options: Options { tune: !self.no_tune },
             restart: self.restart,
         }
     }

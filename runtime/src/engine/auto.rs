@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{DevicePeak, Engine, OperatorTime, Session, cpu};
-use crate::Result;
+use super::{DevicePeak, Engine, OperatorTime, Options, Session, cpu};
 use crate::model::{Model, pb::ModelProto};
+use crate::{Error, Result};
 
 /// Registered name.
 pub(crate) const NAME: &str = "auto";
@@ -23,12 +23,20 @@ struct AutoEngine {
 }
 
 /// Loads `model` on a graphics processor, with the cores behind it, or on the cores alone.
-pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
+pub(crate) fn open(
+    model: &Model,
+    proto: Cow<ModelProto>,
+    options: &Options,
+) -> Result<Box<dyn Engine>> {
     #[cfg(feature = "wgpu")]
-    match super::gpu::open_hardware(model, Cow::Borrowed(&proto)) {
+    match super::gpu::open_hardware(model, Cow::Borrowed(&proto), options) {
         Ok(device) => return Ok(pair(device, cpu::open(model, proto)?)),
-        Err(why) => tracing::info!("auto: the cpu engine runs the model: {why}"),
+        // That there is no device is nothing new to the user; that it cannot run this model is.
+        Err(why @ Error::Model { .. }) => tracing::warn!("{why}; the cpu engine runs it"),
+        Err(why) => tracing::info!("the cpu engine runs the model: {why}"),
     }
+    #[cfg(not(feature = "wgpu"))]
+    let _ = options;
     cpu::open(model, proto)
 }
 
@@ -126,7 +134,6 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
-    use crate::Error;
 
     /// Gives its number, and fails from the tile after `good` on.
     struct Fake {

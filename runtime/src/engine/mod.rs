@@ -122,7 +122,20 @@ pub struct DevicePeak {
 
 /// Loads a model into an engine. The graph comes apart from the model, so that it can be let go once
 /// it is read.
-pub type Open = fn(&Model, Cow<ModelProto>) -> Result<Box<dyn Engine>>;
+pub type Open = fn(&Model, Cow<ModelProto>, &Options) -> Result<Box<dyn Engine>>;
+
+/// What a user can ask of an engine besides its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Measure on the device what is fastest, where that is not known yet.
+    pub tune: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { tune: true }
+    }
+}
 
 /// Name of the engine that chooses between others.
 pub const AUTO: &str = auto::NAME;
@@ -144,13 +157,13 @@ pub const ENGINES: &[Registration] = &[
     Registration {
         name: cpu::NAME,
         about: "this project's own kernels, one tile a core",
-        open: cpu::open,
+        open: |model, proto, _| cpu::open(model, proto),
         graphics: false,
     },
     Registration {
         name: tract::NAME,
         about: "tract's kernels, one tile a core; what the others are checked against",
-        open: tract::open,
+        open: |model, proto, _| tract::open(model, proto),
         graphics: false,
     },
     #[cfg(feature = "wgpu")]
@@ -173,18 +186,26 @@ pub const ENGINES: &[Registration] = &[
 /// # Errors
 /// When there is no such engine, or it cannot run this model.
 pub fn open(name: &str, model: &Model) -> Result<Box<dyn Engine>> {
-    (find(name)?.open)(model, Cow::Borrowed(model.file().proto()))
+    open_with(name, model, &Options::default())
 }
 
-/// As [`open`], for a model of which only metadata and identity are needed afterwards: its graph and
-/// weights are let go as the engine reads them, which halves what loading takes.
+/// The same with `options`.
 ///
 /// # Errors
 /// As [`open`].
-pub fn load(name: &str, model: &mut Model) -> Result<Box<dyn Engine>> {
+pub fn open_with(name: &str, model: &Model, options: &Options) -> Result<Box<dyn Engine>> {
+    (find(name)?.open)(model, Cow::Borrowed(model.file().proto()), options)
+}
+
+/// As [`open_with`], for a model of which only metadata and identity are needed afterwards: its graph
+/// and weights are let go as the engine reads them, which halves what loading takes.
+///
+/// # Errors
+/// As [`open`].
+pub fn load(name: &str, model: &mut Model, options: &Options) -> Result<Box<dyn Engine>> {
     let engine = find(name)?;
     let proto = model.release_graph();
-    (engine.open)(model, Cow::Owned(proto))
+    (engine.open)(model, Cow::Owned(proto), options)
 }
 
 fn find(name: &str) -> Result<&'static Registration> {

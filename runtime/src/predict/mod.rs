@@ -77,6 +77,8 @@ pub struct Request {
     pub threads: usize,
     /// Engine by name.
     pub engine: String,
+    /// What is asked of it.
+    pub options: engine::Options,
     /// Discard an unfinished run instead of continuing it.
     pub restart: bool,
 }
@@ -102,7 +104,7 @@ pub fn run(
     let start = (Instant::now(), SystemTime::now());
     check(request)?;
     let plan = Plan::new(request, model)?;
-    let engine = engine::open(&request.engine, model)?;
+    let engine = engine::open_with(&request.engine, model, &request.options)?;
     std::fs::create_dir_all(&request.directory)
         .map_err(|error| output::atomic::explain(&request.directory, error))?;
     let journal_path = Journal::path_for(&request.directory, &plan.stem);

@@ -52,6 +52,7 @@ impl Bench {
             min_tissue: 0.25,
             threads: 2,
             engine: "tract".into(),
+            options: Default::default(),
             restart: false,
         }
     }

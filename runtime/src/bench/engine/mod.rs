@@ -24,6 +24,8 @@ pub struct Settings {
     pub model: PathBuf,
     /// Engine by name.
     pub engine: String,
+    /// What is asked of it.
+    pub options: engine::Options,
     /// Threads.
     pub threads: usize,
     /// Shortest time to measure each mode for.
@@ -100,7 +102,7 @@ pub struct Tiles {
 pub fn run(settings: &Settings) -> Result<Measurement> {
     let start = Instant::now();
     let mut model = Model::open(&settings.model)?;
-    let engine = engine::load(&settings.engine, &mut model)?;
+    let engine = engine::load(&settings.engine, &mut model, &settings.options)?;
     let session = engine.session()?;
     let load_ms = milliseconds(start.elapsed());
     drop(session);
@@ -154,7 +156,7 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
 /// When the model cannot be loaded, or the engine has no list.
 pub fn list(settings: &Settings) -> Result<String> {
     let model = Model::open(&settings.model)?;
-    engine::open(&settings.engine, &model)?.list().ok_or_else(|| {
+    engine::open_with(&settings.engine, &model, &settings.options)?.list().ok_or_else(|| {
         Error::Request(format!("engine {} has no list of fused operators", settings.engine))
     })
 }

@@ -1,5 +1,7 @@
 //! Convolutions of reals: as a matrix product, and channel by channel.
 
+use serde::{Deserialize, Serialize};
+
 use super::lower::{Context, elementwise, reach};
 use super::map::{Frame, Map};
 use super::shader::{Kernel, Weights, Writer, groups};
@@ -8,7 +10,8 @@ use crate::engine::fused::{Conv, FusedOp};
 
 /// How a convolution's work is cut. Every choice adds up in the same order, so results do not depend
 /// on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Tiling {
     /// Pixels a thread, without shared memory.
     Direct { pixels: usize },
@@ -18,6 +21,28 @@ pub(super) enum Tiling {
 }
 
 impl Tiling {
+    /// What is measured, for adapters with shared memory of their own and for others.
+    pub(super) fn candidates(shared: bool) -> &'static [Self] {
+        const fn tile(threads: [usize; 2], pixels: usize, elements: usize, depth: usize) -> Tiling {
+            Tiling::Shared { threads, pixels, elements, depth }
+        }
+        const ALL: &[Tiling] = &[
+            Tiling::Direct { pixels: 2 },
+            Tiling::Direct { pixels: 4 },
+            Tiling::Direct { pixels: 8 },
+            tile([16, 4], 2, 1, 4),
+            tile([16, 4], 4, 1, 4),
+            tile([8, 8], 2, 1, 4),
+            tile([8, 8], 4, 1, 4),
+            tile([8, 8], 8, 1, 4),
+            tile([8, 8], 4, 2, 4),
+            tile([8, 8], 4, 1, 2),
+            tile([16, 8], 4, 1, 4),
+            tile([16, 16], 4, 1, 4),
+        ];
+        if shared { ALL } else { ALL.split_at(3).0 }
+    }
+
     /// The choice without measuring, for a product of `pixels` x `n4` elements over `k4`.
     fn usual(shared: bool, pixels: usize, n4: usize, k4: usize) -> Self {
         if !shared {
@@ -94,9 +119,29 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Ker
         return depthwise(context, op, conv, frame);
     }
     let k4: usize = op.inputs.iter().map(|input| context.maps[input.buffer].c4()).sum();
-    let shared = context.abilities.shared;
-    let tiling = Tiling::usual(shared, frame.pixels(), frame.c4(), k4);
-    product(context, op, conv, frame, tiling)
+    let shape = shape(op, conv, frame, k4);
+    let tiling =
+        context.choices.get(&shape).copied().unwrap_or_else(|| {
+            Tiling::usual(context.abilities.shared, frame.pixels(), frame.c4(), k4)
+        });
+    let mut kernel = product(context, op, conv, frame, tiling)?;
+    kernel.shape = Some(shape);
+    Ok(kernel)
+}
+
+/// What decides how fast a tiling is, in words.
+fn shape(op: &FusedOp, conv: &Conv, frame: Frame, k4: usize) -> String {
+    let [kh, kw] = conv.kernel;
+    let enlarged = op.inputs.iter().any(|input| input.upsample > 1);
+    format!(
+        "{}x{}x{} of {k4} {kh}x{kw}/{} from {}{}",
+        frame.height,
+        frame.width,
+        frame.c4(),
+        conv.stride[0],
+        op.inputs.len(),
+        if enlarged { " enlarged" } else { "" }
+    )
 }
 
 /// Weights as the shaders read them: for each tap and each input channel (padded to whole elements

@@ -79,25 +79,28 @@ fn finish(
     words.resize(words.len().next_multiple_of(4), 0);
     let products: Vec<f32> = conv.scales.iter().map(|scale| scale * conv.input.scale).collect();
     let whole = matches!(integer, None | Some(Some(_)));
-    let tables = tables(&op.steps).filter(|tables| whole && tables.used == op.steps.len());
+    let tables = tables(&op.steps).filter(|_| whole);
     let text = match tables {
         Some(tables) => {
             let factors = products.iter().map(|product| product / tables.grid.scale);
             let factors = writer.constants(factors);
             let zero = writer.real(f32::from(tables.grid.zero_point));
             let mut stores = String::new();
-            for (id, table) in &tables.stores {
+            let looked_up = |writer: &mut Writer, table: &[f32; 256]| {
                 let first = writer.constants(table.iter().copied());
+                let lane = |x| format!("factors[{first} + q.{x} / 4u][q.{x} % 4u]");
+                format!("V({})", ["x", "y", "z", "w"].map(lane).join(", "))
+            };
+            for (id, table) in &tables.stores {
+                let value = looked_up(writer, table);
                 let store = writer.store(*id, frame)?;
-                stores.push_str(&format!(
-                    "  {{
-    let v = V(
-      factors[{first} + q.x / 4u][q.x % 4u], factors[{first} + q.y / 4u][q.y % 4u],
-      factors[{first} + q.z / 4u][q.z % 4u], factors[{first} + q.w / 4u][q.w % 4u],
-    );
-    {store}
-  }}\n"
-                ));
+                stores.push_str(&format!("  {{\n    let v = {value};\n    {store}\n  }}\n"));
+            }
+            let rest = &op.steps[tables.used..];
+            if !rest.is_empty() {
+                let value = looked_up(writer, &tables.last);
+                writer.steps("finish_reals", rest, frame)?;
+                stores.push_str(&format!("  finish_reals({value}, pixel, c4);\n"));
             }
             format!(
                 "  let q = vec4<u32>(clamp(round(V(sum) * factors[{factors} + c4]) + {zero}, V(0.0), \
@@ -251,6 +254,8 @@ pub(super) struct Tables {
     pub(super) grid: Grid,
     /// What each byte is stored as, and where.
     pub(super) stores: Vec<(usize, Box<[f32; 256]>)>,
+    /// What each byte has become after these steps.
+    pub(super) last: Box<[f32; 256]>,
     /// Steps taken.
     pub(super) used: usize,
 }
@@ -281,5 +286,5 @@ pub(super) fn tables(steps: &[Step]) -> Option<Tables> {
         }
         at += 1;
     }
-    Some(Tables { grid: *grid, stores, used: at })
+    Some(Tables { grid: *grid, stores, last, used: at })
 }

@@ -2,6 +2,7 @@
 
 use super::map::{Frame, Map};
 use super::shader::{Abilities, Kernel, Weights, Writer, groups};
+use super::tune::Choices;
 use super::{Lowered, conv, integer, refuse};
 use crate::engine::fused::{
     Attention, Channels, Core, Dense, FusedGraph, FusedOp, Input, Layout, Pool, Step,
@@ -17,6 +18,8 @@ pub(super) struct Context<'a> {
     /// Words of an image.
     pub(super) image_words: usize,
     pub(super) abilities: Abilities,
+    /// Measured tilings.
+    pub(super) choices: &'a Choices,
 }
 
 /// Dispatches in order, and the words of scratch a tile needs between them.

@@ -2,8 +2,8 @@
 //! DX12, from the same file as the other engines.
 //!
 //! [`legalise`] fits the list to the shaders, [`lower`] writes each operator's shaders and packs its
-//! weights, [`program`] is all of that with every place planned; [`adapter`] opens the device,
-//! [`resident`] puts a program on it, and [`worker`] runs batches of the tiles that sessions hand in.
+//! weights, [`program`] is all of that with every place planned; [`adapter`] opens the device, [`tune`]
+//! measures tile shapes on it, [`resident`] puts a program on it, and [`worker`] runs batches of the tiles that sessions hand in.
 //!
 //! What a shader may touch is settled before there is a device: [`lower`] derives the size of every map
 //! from the operators' geometry and refuses a graph whose buffers say otherwise, so no index leaves
@@ -25,6 +25,7 @@ mod shader;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod tune;
 mod worker;
 
 use std::borrow::Cow;
@@ -33,8 +34,9 @@ use std::sync::Arc;
 use self::adapter::Device;
 use self::program::Program;
 use self::resident::{Resident, SLOTS};
+use self::tune::Choices;
 use self::worker::Desk;
-use super::{DevicePeak, Engine, OperatorTime, Session, fused};
+use super::{DevicePeak, Engine, OperatorTime, Options, Session, fused};
 use crate::model::typed::{guarded, typed};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, pb::ModelProto};
@@ -62,16 +64,29 @@ struct GpuEngine {
 }
 
 /// Loads `model` on the preferred adapter.
-pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
-    open_on(Device::open(false).map_err(failure)?, model, proto)
+pub(crate) fn open(
+    model: &Model,
+    proto: Cow<ModelProto>,
+    options: &Options,
+) -> Result<Box<dyn Engine>> {
+    open_on(Device::open(false).map_err(failure)?, model, proto, options)
 }
 
 /// Loads `model` on an adapter that is no software.
-pub(crate) fn open_hardware(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
-    open_on(Device::open(true).map_err(failure)?, model, proto)
+pub(crate) fn open_hardware(
+    model: &Model,
+    proto: Cow<ModelProto>,
+    options: &Options,
+) -> Result<Box<dyn Engine>> {
+    open_on(Device::open(true).map_err(failure)?, model, proto, options)
 }
 
-fn open_on(device: Device, model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engine>> {
+fn open_on(
+    device: Device,
+    model: &Model,
+    proto: Cow<ModelProto>,
+    options: &Options,
+) -> Result<Box<dyn Engine>> {
     let half = model.metadata().precision == "float16";
     let input = model.input_shape();
     let genes = model.metadata().panel.len();
@@ -80,8 +95,18 @@ fn open_on(device: Device, model: &Model, proto: Cow<ModelProto>) -> Result<Box<
         drop(proto);
         fused::fuse(graph)
     })?;
+    let device = Arc::new(device);
     let abilities = device.abilities(half);
-    let program = Program::new(graph, abilities).map_err(|why| {
+    let software = device.about.is_software();
+    // A program that plays a device gains nothing from batches, and its times say nothing.
+    let batch = if software { 1 } else { BATCH };
+    let choices = if options.tune && !software {
+        let directory = tune::directory();
+        tune::choices(&device, &graph, abilities, batch, directory.as_deref()).map_err(failure)?
+    } else {
+        Choices::default()
+    };
+    let program = Program::new(graph, abilities, &choices).map_err(|why| {
         Error::model(
             model.path(),
             format!("the {NAME} engine cannot run it: {why}; use --engine cpu"),
@@ -101,9 +126,7 @@ fn open_on(device: Device, model: &Model, proto: Cow<ModelProto>) -> Result<Box<
     let program = Arc::new(program);
     let kind = if abilities.half { "float16" } else { "float32" };
     let about = format!("{} ({}), {kind}", device.about.name, device.about.backend);
-    // A program that plays a device gains nothing from batches.
-    let batch = if device.about.is_software() { 1 } else { BATCH };
-    let resident = Resident::new(Arc::new(device), Arc::clone(&program), batch).map_err(failure)?;
+    let resident = Resident::new(device, Arc::clone(&program), batch).map_err(failure)?;
     let resident = Arc::new(resident);
     let desk = Desk::open(Arc::clone(&resident)).map_err(failure)?;
     Ok(Box::new(GpuEngine { program, resident, desk, about, genes }))

@@ -11,6 +11,7 @@ use super::legalise::legalise;
 use super::lower::Context;
 use super::map::{self, Map};
 use super::shader::{Abilities, Kernel, Weights};
+use super::tune::Choices;
 use super::{Lowered, refuse};
 use crate::engine::fused::FusedGraph;
 
@@ -65,16 +66,18 @@ pub(super) struct About {
     pub(super) kernel: String,
     /// Multiply-accumulates of the direct form.
     pub(super) macs: u64,
+    /// The shape that its tiling is chosen by, where there is a choice.
+    pub(super) shape: Option<String>,
     /// Bytes that must be read and written at least: maps and weights, each once.
     pub(super) bytes: u64,
 }
 
 impl Program {
-    /// Lowers `graph`.
+    /// Lowers `graph`, convolutions tiled by `choices` where they are among them.
     ///
     /// # Errors
     /// The operator there is no shader for, or what contradicts itself.
-    pub(super) fn new(graph: FusedGraph, abilities: Abilities) -> Lowered<Self> {
+    pub(super) fn new(graph: FusedGraph, abilities: Abilities, choices: &Choices) -> Lowered<Self> {
         let graph = legalise(graph);
         let ([image], [output]) = (&graph.inputs[..], &graph.outputs[..]) else {
             return refuse("it has not one input and one output");
@@ -85,8 +88,14 @@ impl Program {
         }
         let (maps, arena) = map::place(&graph, abilities.half)?;
         let image = [image.layout.len(), image.layout.len().div_ceil(4)];
-        let context =
-            Context { graph: &graph, maps: &maps, stride: arena, image_words: image[1], abilities };
+        let context = Context {
+            graph: &graph,
+            maps: &maps,
+            stride: arena,
+            image_words: image[1],
+            abilities,
+            choices,
+        };
         let element = if abilities.half { 2 } else { 4 };
         let mut program = Self {
             dispatches: vec![],
@@ -111,6 +120,7 @@ impl Program {
                 .map(|id| 4 * element * maps[id].pixels() * maps[id].c4())
                 .sum();
             let start = program.constants.len();
+            let shape = lowered.kernels.iter().find_map(|kernel| kernel.shape.clone());
             let kinds: Vec<&str> = lowered.kernels.iter().map(|kernel| kernel.kind).collect();
             for kernel in lowered.kernels {
                 program.push(k, kernel, &mut known);
@@ -119,6 +129,7 @@ impl Program {
                 name: op.name.clone(),
                 line,
                 kernel: kinds.join(", "),
+                shape,
                 macs: op.macs(&graph.buffers),
                 bytes: (traffic + program.constants.len() - start) as u64,
             });

@@ -113,9 +113,7 @@ fn integer(conv: &IntegerConv, op: &FusedOp, maps: &mut [Values]) {
     let mut run = |mut to: int8::Output| {
         kernel.run(&bytes, &mut to, &mut window, &mut sums, 0..dims[0]);
     };
-    if let (Some(tables), None | Some(Some(_))) = (tables(&op.steps), &bias)
-        && tables.used == op.steps.len()
-    {
+    if let (Some(tables), None | Some(Some(_))) = (tables(&op.steps), &bias) {
         let requantize = int8::Requantize {
             factors: products.iter().map(|p| p / tables.grid.scale).collect(),
             zero_point: tables.grid.zero_point,
@@ -127,6 +125,8 @@ fn integer(conv: &IntegerConv, op: &FusedOp, maps: &mut [Values]) {
             let values = to.iter().map(|&byte| table[usize::from(byte)]).collect();
             maps[id] = Values { dims, values };
         }
+        out.values = to.iter().map(|&byte| tables.last[usize::from(byte)]).collect();
+        finish(op, &op.steps[tables.used..], out, maps);
         return;
     }
     run(int8::Output::Reals { to: &mut out.values, factors: &products });

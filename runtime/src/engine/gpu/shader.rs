@@ -35,6 +35,8 @@ pub(super) struct Kernel {
     pub(super) factors: Vec<f32>,
     /// Workgroups in x and y; z counts tiles.
     pub(super) groups: [u32; 2],
+    /// The shape that its tiling is chosen by, where there is a choice.
+    pub(super) shape: Option<String>,
 }
 
 /// Constant operands as they are uploaded.
@@ -276,6 +278,14 @@ impl<'a> Writer<'a> {
         source.push_str(&prelude);
         source.push_str(&self.functions);
         source.push_str(&body);
-        Kernel { kind, source, params: self.params, weights, factors: self.factors, groups }
+        Kernel {
+            kind,
+            source,
+            params: self.params,
+            weights,
+            factors: self.factors,
+            groups,
+            shape: None,
+        }
     }
 }

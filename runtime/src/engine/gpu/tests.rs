@@ -12,6 +12,8 @@ use super::program::Program;
 use super::resident::Resident;
 use super::shader::Abilities;
 use super::testing::adapter_or_skip;
+use super::tune;
+use super::worker::Desk;
 use crate::engine::{fused, tract};
 use crate::model::{OnnxFile, typed::typed};
 
@@ -50,13 +52,36 @@ fn validate(source: &str, abilities: Abilities) -> Result<(), String> {
 fn every_shader_of_the_shipped_model_is_valid_for_every_set_of_features() {
     let graph = fused::fuse(typed(shipped().proto(), &[1, 224, 224, 3]).unwrap()).unwrap();
     for abilities in all_abilities() {
-        let program = Program::new(graph.clone(), abilities).unwrap();
+        let program = Program::new(graph.clone(), abilities, &Default::default()).unwrap();
         for source in &program.sources {
             if let Err(problem) = validate(source, abilities) {
                 panic!("{abilities:?}\n{problem}\n{source}");
             }
         }
     }
+}
+
+/// The shipped model's predictions for a tile, in maps of float16 if `half`.
+fn predicted(file: &OnnxFile, tile: &[u8], half: bool) -> Option<Vec<f32>> {
+    let graph = fused::fuse(typed(file.proto(), &[1, 224, 224, 3]).unwrap()).unwrap();
+    let device = Arc::new(Device::open(false).unwrap());
+    let abilities = device.abilities(half);
+    if half && !abilities.half {
+        return None;
+    }
+    let program = Arc::new(Program::new(graph, abilities, &Default::default()).unwrap());
+    let resident = Resident::new(device, program, 2).unwrap();
+    let flight = resident.submit(0, &[tile]).unwrap();
+    Some(resident.wait(flight, std::time::Duration::from_secs(300)).unwrap().remove(0))
+}
+
+/// Largest difference over the largest expected value.
+fn difference(values: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(values.len(), expected.len());
+    let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    let worst = values.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(values.iter().all(|v| v.is_finite()));
+    worst / largest
 }
 
 #[test]
@@ -66,22 +91,131 @@ fn the_shipped_model_agrees_with_tract() {
     }
     let shape = [1, 224, 224, 3];
     let file = shipped();
-    let graph = fused::fuse(typed(file.proto(), &shape).unwrap()).unwrap();
-    let device = Arc::new(Device::open(false).unwrap());
-    let abilities = device.abilities(false);
-    let program = Arc::new(Program::new(graph, abilities).unwrap());
-    let resident = Resident::new(device, program, 2).unwrap();
     let tile: Vec<u8> =
         (0..224 * 224 * 3).map(|k| ((k / 7 * 31 + k % 7 * 5) % 256) as u8).collect();
-    let deadline = std::time::Duration::from_secs(300);
-    let start = std::time::Instant::now();
-    let flight = resident.submit(0, &[&tile]).unwrap();
-    let values = resident.wait(flight, deadline).unwrap().remove(0);
-    eprintln!("one tile took {:?}", start.elapsed());
     let mut oracle = tract::plan(file.proto(), &shape).unwrap().spawn().unwrap();
     let expected = tract::run(&mut oracle, Tensor::from_shape(&shape, &tile).unwrap(), 0).unwrap();
-    let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-    let worst = values.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    eprintln!("difference {:e}", worst / largest);
-    assert!(worst / largest < 1e-4, "{:e}", worst / largest);
+    let found = difference(&predicted(&file, &tile, false).unwrap(), &expected);
+    assert!(found < 1e-4, "{found:e}");
+    if let Some(half) = predicted(&file, &tile, true) {
+        let found = difference(&half, &expected);
+        assert!(found < 1e-2, "float16: {found:e}");
+        assert!(found > 1e-6, "float16 was not used: {found:e}");
+    }
+}
+
+#[test]
+fn tilings_are_measured_once_kept_and_change_no_number() {
+    if !adapter_or_skip() {
+        return;
+    }
+    let device = Arc::new(Device::open(false).unwrap());
+    if !device.about.timestamps {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (graph, image) = random::small();
+    let abilities = Abilities { shared: true, ..device.abilities(false) };
+    let tuned = |path| tune::choices(&device, &graph, abilities, 1, Some(path)).unwrap();
+    let first = tuned(directory.path());
+    assert_eq!(first.len(), 2, "{first:?}");
+    let files: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+    assert_eq!(files.len(), 1);
+    let path = files[0].as_ref().unwrap().path();
+    let kept = std::fs::read_to_string(&path).unwrap();
+    assert!(kept.contains("llvmpipe") || kept.contains(&device.about.name), "{kept}");
+    assert_eq!(tuned(directory.path()), first);
+    // What is no candidate is measured anew, and so is a damaged file.
+    std::fs::write(&path, kept.replace("\"pixels\": ", "\"pixels\": 9")).unwrap();
+    assert_eq!(tuned(directory.path()).len(), 2);
+    std::fs::write(&path, &kept[..kept.len() / 2]).unwrap();
+    assert_eq!(tuned(directory.path()).len(), 2);
+
+    let predict = |choices: &tune::Choices| {
+        let program = Arc::new(Program::new(graph.clone(), abilities, choices).unwrap());
+        let resident = Resident::new(Arc::clone(&device), program, 1).unwrap();
+        let flight = resident.submit(0, &[&image]).unwrap();
+        resident.wait(flight, std::time::Duration::from_secs(60)).unwrap().remove(0)
+    };
+    let expected = predict(&Default::default());
+    for &tiling in super::conv::Tiling::candidates(true) {
+        let choices = first.keys().map(|shape| (shape.clone(), tiling)).collect();
+        assert_eq!(predict(&choices), expected, "{tiling:?}");
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_says_so_and_stays_lost() {
+    if !adapter_or_skip() {
+        return;
+    }
+    let device = Arc::new(Device::open(false).unwrap());
+    let (graph, image) = random::small();
+    let abilities = device.abilities(false);
+    let program = Arc::new(Program::new(graph, abilities, &Default::default()).unwrap());
+    let resident = Arc::new(Resident::new(Arc::clone(&device), program, 2).unwrap());
+    let desk = Desk::open(resident).unwrap();
+    desk.predict(&image).unwrap();
+    device.device.destroy();
+    for _ in 0..2 {
+        let problem = desk.predict(&image).unwrap_err();
+        assert!(problem.contains(&device.about.name), "{problem}");
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_when_it_is_lowered() {
+    use crate::engine::fused::{BufferSpec, Core, Layout, Step};
+    let (graph, _) = random::small();
+    let abilities = Abilities::default();
+    let lower = |graph| Program::new(graph, abilities, &Default::default()).map(|_| ());
+    lower(graph.clone()).unwrap();
+    let refused = |change: &dyn Fn(&mut fused::FusedGraph), words: &str| {
+        let mut graph = graph.clone();
+        change(&mut graph);
+        let why = lower(graph).unwrap_err();
+        assert!(why.contains(words), "{why}");
+    };
+    // A store to a smaller map, a larger window, a map beyond reach, weights that are too few.
+    let shrink = |graph: &mut fused::FusedGraph| {
+        let stored = graph.ops[1].steps.iter().find_map(|step| match step {
+            Step::Store(id) => Some(*id),
+            _ => None,
+        });
+        graph.buffers[stored.unwrap()].layout = Layout::vector(4);
+    };
+    refused(&shrink, "stored as one of");
+    let conv = |graph: &mut fused::FusedGraph, change: &dyn Fn(&mut fused::Conv)| {
+        let Core::Conv(conv) = &mut graph.ops[1].core else { panic!("a convolution") };
+        change(conv);
+    };
+    refused(&|graph| conv(graph, &|conv| conv.kernel = [99, 99]), "weights");
+    refused(&|graph| conv(graph, &|conv| conv.dilation = [99, 99]), "window");
+    refused(&|graph| conv(graph, &|conv| conv.stride = [0, 1]), "window");
+    refused(&|graph| conv(graph, &|conv| conv.channels = 1), "weights");
+    let huge = |graph: &mut fused::FusedGraph| {
+        let layout = Layout::Map { height: 1 << 40, width: 1 << 40, channels: 1 };
+        let name = "huge".into();
+        graph.buffers.push(BufferSpec { name, element: f32::datum_type(), layout, offset: 0 });
+    };
+    refused(&huge, "too large");
+}
+
+#[test]
+fn an_unknown_operator_is_refused_by_its_name() {
+    let file = shipped();
+    let model = typed(file.proto(), &[1, 224, 224, 3]).unwrap();
+    let plan = model.into_runnable().unwrap();
+    let (mut graph, _) = random::small();
+    let op = &mut graph.ops[1];
+    op.core = fused::Core::Tract(fused::TractOp {
+        about: "Einsum".into(),
+        plan,
+        input_shapes: vec![],
+        output_shapes: vec![],
+    });
+    let name = op.name.clone();
+    let why =
+        Program::new(graph, Abilities::default(), &Default::default()).map(|_| ()).unwrap_err();
+    assert!(why.contains("`Einsum`") && why.contains(&name), "{why}");
 }

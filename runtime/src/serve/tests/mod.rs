@@ -283,6 +283,7 @@ fn a_scan_ends_with_the_files_of_predict() {
         min_tissue: 0.25,
         threads: 2,
         engine: crate::engine::ENGINES[0].name.into(),
+        options: Default::default(),
         restart: false,
     };
     let mut wide = testing::metadata(64, &["RED", "GREEN", "BLUE"]);

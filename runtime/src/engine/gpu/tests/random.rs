@@ -153,6 +153,34 @@ impl Build {
     }
 }
 
+/// Two convolutions and an image for them.
+pub(super) fn small() -> (FusedGraph, Vec<u8>) {
+    let mut build = Build::new(7);
+    let image = build.image([9, 11, 5]);
+    let source = build.source(image, 1, true);
+    let mut last = (source, 6);
+    for outputs in [37, 10] {
+        let weights = build.weights(&[outputs, last.1, 3, 3]);
+        let conv = Conv {
+            weights,
+            channels: last.1,
+            outputs,
+            kernel: [3; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            padding: Padding { top: 1, bottom: 1, left: 1, right: 1 },
+            groups: 1,
+        };
+        let made = build.map([9, 11, outputs]);
+        let steps = vec![Step::Activate(Activation::Silu), Step::Store(made)];
+        build.op(Core::Conv(conv), &[(last.0, 1)], steps);
+        last = (made, outputs);
+    }
+    build.graph.outputs = vec![last.0];
+    let image = (0..9 * 11 * 5).map(|_| build.random.next() as u8).collect();
+    (build.graph, image)
+}
+
 /// Runs graphs on one device.
 struct Bench {
     device: Arc<Device>,
@@ -183,7 +211,7 @@ impl Bench {
         let largest = expected.iter().fold(1.0f32, |max, v| max.max(v.abs()));
         for &abilities in &self.abilities {
             let text = build.graph.to_string();
-            let program = Program::new(build.graph.clone(), abilities)
+            let program = Program::new(build.graph.clone(), abilities, &Default::default())
                 .unwrap_or_else(|why| panic!("{what}: {why}\n{text}"));
             let resident = Resident::new(Arc::clone(&self.device), Arc::new(program), 2).unwrap();
             // Twice the same tile in a batch: the second must not see the first.
@@ -344,6 +372,12 @@ fn integer_convolutions_equal_the_scalar_kernels_bit_for_bit() {
                 Step::Store(second),
             ]);
             build.graph.outputs = vec![if seed % 4 == 0 { first } else { second }];
+            if seed % 4 == 2 {
+                // What depends on more than the byte comes after the tables.
+                let (factors, third) = (build.random.reals(made[2]).into(), build.map(made));
+                steps.extend([Step::Scale(Channels::Each(factors)), Step::Store(third)]);
+                build.graph.outputs = vec![third];
+            }
         } else {
             let first = build.map(made);
             steps.push(Step::Activate(Activation::Clip { low: -3.0, high: 40.0 }));

@@ -1,0 +1,154 @@
+//! Which tile shape each convolution uses: measured once on the device, and kept in the user's cache
+//! directory by adapter, driver and shape.
+//!
+//! All choices add up in the same order, so tuning changes times and no number.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::adapter::Device;
+use super::conv::Tiling;
+use super::program::Program;
+use super::resident::Resident;
+use super::shader::Abilities;
+use crate::engine::fused::FusedGraph;
+use crate::output::atomic;
+
+/// Tilings by shape; see [`super::conv::shape`].
+pub(super) type Choices = BTreeMap<String, Tiling>;
+
+/// Batches measured for each tiling.
+const REPETITIONS: usize = 5;
+
+/// Version of the file; another one is measured anew.
+const VERSION: u32 = 1;
+
+/// What is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    version: u32,
+    adapter: String,
+    driver: String,
+    half: bool,
+    choices: Choices,
+}
+
+/// The tilings for `graph`: those kept in `directory`, and for other shapes the fastest on `device`,
+/// which are then kept too. Where nothing can be measured, none: the usual ones are used.
+///
+/// # Errors
+/// When the device fails.
+pub(super) fn choices(
+    device: &Arc<Device>,
+    graph: &FusedGraph,
+    abilities: Abilities,
+    batch: usize,
+    directory: Option<&Path>,
+) -> Result<Choices, String> {
+    if !device.about.timestamps {
+        return Ok(Choices::default());
+    }
+    let path = directory.map(|directory| directory.join(name(device, abilities)));
+    let mut kept =
+        path.as_deref().and_then(|path| read(path, device, abilities)).unwrap_or_default();
+    let usual = Program::new(graph.clone(), abilities, &kept)?;
+    let missing: Vec<String> = usual
+        .ops
+        .iter()
+        .filter_map(|op| op.shape.clone())
+        .filter(|shape| !kept.contains_key(shape))
+        .collect();
+    if missing.is_empty() {
+        return Ok(kept);
+    }
+    tracing::info!("{}: measuring {} shapes, once", device.about.name, missing.len());
+    let image = vec![127; usual.image[0]];
+    let mut best: BTreeMap<&str, (f64, Tiling)> = BTreeMap::new();
+    for &tiling in Tiling::candidates(abilities.shared) {
+        let mut trial = kept.clone();
+        trial.extend(missing.iter().map(|shape| (shape.clone(), tiling)));
+        let program = Arc::new(Program::new(graph.clone(), abilities, &trial)?);
+        let resident = Resident::new(Arc::clone(device), Arc::clone(&program), batch)?;
+        let Some(times) = resident.times(&image, REPETITIONS)? else { return Ok(kept) };
+        let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+        for (dispatch, time) in program.dispatches.iter().zip(times) {
+            if let Some(shape) = &program.ops[dispatch.op].shape
+                && let Some(shape) = missing.iter().find(|missing| *missing == shape)
+            {
+                *sums.entry(shape).or_default() += time;
+            }
+        }
+        for (shape, time) in sums {
+            let entry = best.entry(shape).or_insert((time, tiling));
+            if time < entry.0 {
+                *entry = (time, tiling);
+            }
+        }
+    }
+    kept.extend(best.into_iter().map(|(shape, (_, tiling))| (shape.to_owned(), tiling)));
+    if let Some(path) = &path
+        && let Err(problem) = write(path, device, abilities, &kept)
+    {
+        tracing::debug!("{}: the measured tile shapes are not kept: {problem}", path.display());
+    }
+    Ok(kept)
+}
+
+/// The user's cache directory for this program, where the system tells.
+pub(super) fn directory() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = if cfg!(windows) {
+        variable("LOCALAPPDATA")
+    } else if cfg!(target_vendor = "apple") {
+        variable("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))
+    };
+    base.map(|base| base.join("diffbulk"))
+}
+
+/// Name of the file for a device.
+fn name(device: &Device, abilities: Abilities) -> String {
+    let about = &device.about;
+    let mut digest = Sha256::new();
+    for part in [&about.name, &about.backend, &about.driver] {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part.as_bytes());
+    }
+    let digest = digest.finalize();
+    let digest: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("tiles-{digest}-{}.json", if abilities.half { "f16" } else { "f32" })
+}
+
+/// What is kept at `path`, if it is for this device. A tiling that is no candidate is not believed.
+fn read(path: &Path, device: &Device, abilities: Abilities) -> Option<Choices> {
+    let kept: Kept = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let mine = kept.version == VERSION
+        && kept.adapter == device.about.name
+        && kept.driver == device.about.driver
+        && kept.half == abilities.half;
+    let known = Tiling::candidates(abilities.shared);
+    mine.then(|| kept.choices.into_iter().filter(|(_, tiling)| known.contains(tiling)).collect())
+}
+
+fn write(
+    path: &Path,
+    device: &Device,
+    abilities: Abilities,
+    choices: &Choices,
+) -> crate::Result<()> {
+    let kept = Kept {
+        version: VERSION,
+        adapter: device.about.name.clone(),
+        driver: device.about.driver.clone(),
+        half: abilities.half,
+        choices: choices.clone(),
+    };
+    let text = serde_json::to_vec_pretty(&kept)
+        .map_err(|error| crate::Error::Request(error.to_string()))?;
+    atomic::write(path, &text)
+}
