@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Measurement, Tiles};
+use crate::engine::DevicePeak;
 
 /// A table of the modes, then one of the operators.
 pub fn text(measured: &Measurement) -> String {
@@ -66,16 +67,32 @@ fn share(gflops: f64, peak: f64) -> String {
     if peak > 0.0 { format!("{:.0}%", 100.0 * gflops / peak) } else { "-".into() }
 }
 
+/// What the device's peaks allow, in microseconds, and what lies between kernels.
+fn device(out: &mut String, measured: &Measurement, peak: DevicePeak, kernels: f64, wall: f64) {
+    let bound: f64 = measured
+        .operators
+        .iter()
+        .zip(&measured.operator_bytes)
+        .map(|(op, &bytes)| {
+            let arithmetic = 2e-3 * op.macs as f64 / peak.gflops;
+            arithmetic.max(1e-3 * bytes as f64 / peak.gbytes)
+        })
+        .sum();
+    let _ = writeln!(
+        out,
+        "\na tile in a full batch: kernels {:.2} ms (the peaks allow {:.2}), outside of kernels {:.1}% of {:.2} \
+         ms",
+        kernels / 1e3,
+        bound / 1e3,
+        100.0 * (1.0 - kernels / wall).max(0.0),
+        wall / 1e3
+    );
+}
+
 fn operators(out: &mut String, measured: &Measurement) {
     let total: f64 = measured.operators.iter().map(|op| op.microseconds).sum();
-    if let (Some(_), Some(tiles)) = (measured.device, &measured.throughput) {
-        let wall = 1e6 / tiles.per_second;
-        let _ = writeln!(
-            out,
-            "\noutside of kernels: {:.1}% of a tile's {:.2} ms at full throughput",
-            100.0 * (1.0 - total / wall).max(0.0),
-            wall / 1e3
-        );
+    if let (Some(peak), Some(tiles)) = (measured.device, &measured.throughput) {
+        device(out, measured, peak, total, 1e6 / tiles.per_second);
     }
     let bytes = &measured.operator_bytes;
     let moved = |k: usize, microseconds: f64| match bytes.get(k) {

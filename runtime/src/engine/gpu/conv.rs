@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::lower::{Context, elementwise, reach};
+use super::lower::{Context, Dispatches, elementwise, reach};
 use super::map::{Frame, Map};
 use super::shader::{Kernel, Weights, Writer, groups};
-use super::{Lowered, refuse};
+use super::{Lowered, refuse, winograd};
 use crate::engine::fused::{Conv, FusedOp};
 
 /// How a convolution's work is cut. Every choice adds up in the same order, so results do not depend
@@ -112,11 +112,15 @@ pub(super) fn frame(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Fra
     })
 }
 
-/// The dispatch of a convolution.
-pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Kernel> {
+/// The dispatches of a convolution.
+pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Dispatches> {
     let frame = frame(context, op, conv)?;
     if conv.groups > 1 {
-        return depthwise(context, op, conv, frame);
+        return depthwise(context, op, conv, frame).map(Dispatches::from);
+    }
+    if let [transformed, products] = op.outputs[..] {
+        let scratch = [transformed, products].map(|id| &context.maps[id]);
+        return winograd::lower(context, op, conv, frame, scratch);
     }
     let k4: usize = op.inputs.iter().map(|input| context.maps[input.buffer].c4()).sum();
     let shape = shape(op, conv, frame, k4);
@@ -126,7 +130,7 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Ker
         });
     let mut kernel = product(context, op, conv, frame, tiling)?;
     kernel.shape = Some(shape);
-    Ok(kernel)
+    Ok(kernel.into())
 }
 
 /// What decides how fast a tiling is, in words.

@@ -4,12 +4,15 @@
 use tract_onnx::prelude::Datum;
 
 use super::map::dims;
+use super::shader::Abilities;
+use super::winograd;
 use crate::engine::fused::{BufferId, BufferSpec, Core, FusedGraph, FusedOp, Input, Layout, Step};
 
-/// `graph` with operators that can be lowered one by one. Buffers have no places yet.
-pub(super) fn legalise(mut graph: FusedGraph) -> FusedGraph {
+/// `graph` with operators that can be lowered one by one, for a device of these abilities. Buffers have
+/// no places yet.
+pub(super) fn legalise(mut graph: FusedGraph, abilities: Abilities) -> FusedGraph {
     let ops = std::mem::take(&mut graph.ops);
-    let mut legal = Legal { graph, name: String::new() };
+    let mut legal = Legal { graph, name: String::new(), abilities };
     for op in ops {
         legal.name.clone_from(&op.name);
         legal.op(op);
@@ -21,6 +24,7 @@ struct Legal {
     graph: FusedGraph,
     /// Of the operator in work.
     name: String,
+    abilities: Abilities,
 }
 
 impl Legal {
@@ -45,7 +49,7 @@ impl Legal {
     /// A pixel norm needs all channels of a pixel: an operator of its own.
     fn split_at_norm(&mut self, mut op: FusedOp) {
         let Some(at) = op.steps.iter().position(|step| matches!(step, Step::Norm { .. })) else {
-            return self.graph.ops.push(op);
+            return self.lowered(op);
         };
         let rest = op.steps.split_off(at);
         let buffer = match op.steps.last() {
@@ -62,8 +66,21 @@ impl Legal {
                 buffer
             }
         };
-        self.graph.ops.push(op);
+        self.lowered(op);
         self.map(&[Input { buffer, upsample: 1 }], rest);
+    }
+
+    /// An operator as it is lowered, with the scratch it needs.
+    fn lowered(&mut self, mut op: FusedOp) {
+        // Transformed values would lose too much in float16.
+        if let Core::Conv(conv) = &op.core
+            && self.abilities.shared
+            && !self.abilities.half
+            && let Some(layouts) = winograd::scratch(conv, &op, &self.graph.buffers)
+        {
+            op.outputs = layouts.map(|layout| self.temporary(layout)).to_vec();
+        }
+        self.graph.ops.push(op);
     }
 
     fn map(&mut self, inputs: &[Input], steps: Vec<Step>) {

@@ -109,7 +109,7 @@ impl Context<'_> {
             Core::Image { affine, block, .. } => {
                 self.image(op, affine.as_ref(), *block).map(Dispatches::from)
             }
-            Core::Conv(conv) => conv::lower(self, op, conv).map(Dispatches::from),
+            Core::Conv(conv) => conv::lower(self, op, conv),
             Core::IntegerConv(conv) => integer::lower(self, op, conv),
             Core::Dense(dense) => self.dense(op, dense).map(Dispatches::from),
             Core::Map => self.map(op).map(Dispatches::from),

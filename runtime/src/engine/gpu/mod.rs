@@ -26,6 +26,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod tune;
+mod winograd;
 mod worker;
 
 use std::borrow::Cow;

@@ -13,7 +13,7 @@ use super::map::{self, Map};
 use super::shader::{Abilities, Kernel, Weights};
 use super::tune::Choices;
 use super::{Lowered, refuse};
-use crate::engine::fused::FusedGraph;
+use crate::engine::fused::{Core, FusedGraph, FusedOp};
 
 /// Multiple of every binding's first byte (a core limit of WebGPU).
 const BINDING: usize = 256;
@@ -78,7 +78,7 @@ impl Program {
     /// # Errors
     /// The operator there is no shader for, or what contradicts itself.
     pub(super) fn new(graph: FusedGraph, abilities: Abilities, choices: &Choices) -> Lowered<Self> {
-        let graph = legalise(graph);
+        let graph = legalise(graph, abilities);
         let ([image], [output]) = (&graph.inputs[..], &graph.outputs[..]) else {
             return refuse("it has not one input and one output");
         };
@@ -130,7 +130,7 @@ impl Program {
                 line,
                 kernel: kinds.join(", "),
                 shape,
-                macs: op.macs(&graph.buffers),
+                macs: macs(op, &graph),
                 bytes: (traffic + program.constants.len() - start) as u64,
             });
         }
@@ -184,6 +184,14 @@ impl Program {
             self.constants.len().div_ceil(1024)
         ));
         text
+    }
+}
+
+/// Multiply-accumulates of the direct form, whatever scratch the operator writes besides.
+fn macs(op: &FusedOp, graph: &FusedGraph) -> u64 {
+    match op.core {
+        Core::Conv(_) => FusedOp { outputs: vec![], ..op.clone() }.macs(&graph.buffers),
+        _ => op.macs(&graph.buffers),
     }
 }
 

@@ -209,6 +209,14 @@ impl Bench {
         let image: Vec<u8> = (0..bytes).map(|_| build.random.next() as u8).collect();
         let expected = reference::run(&build.graph, &image);
         let largest = expected.iter().fold(1.0f32, |max, v| max.max(v.abs()));
+        for abilities in super::all_abilities() {
+            let program = Program::new(build.graph.clone(), abilities, &Default::default());
+            for source in program.unwrap_or_else(|why| panic!("{what}: {why}")).sources {
+                if let Err(problem) = super::validate(&source, abilities) {
+                    panic!("{what} {abilities:?}\n{problem}\n{source}");
+                }
+            }
+        }
         for &abilities in &self.abilities {
             let text = build.graph.to_string();
             let program = Program::new(build.graph.clone(), abilities, &Default::default())
@@ -285,6 +293,38 @@ fn convolutions() {
         let steps = build.steps(made, None, seed % 4 == 3);
         build.op(Core::Conv(conv), &inputs, steps);
         bench.check(&mut build, "convolution", 2e-5);
+    }
+}
+
+#[test]
+fn winograd_convolutions() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in [10, 13] {
+        let mut build = Build::new(seed);
+        let c = build.random.from(32, 40);
+        let size = [2 * build.random.from(11, 13), 2 * build.random.from(11, 13)];
+        let image = build.image([size[0], size[1], c]);
+        let inputs =
+            [(build.source(image, 1, seed % 2 == 0), 1), (build.source(image, 2, false), 2)];
+        let channels = inputs.iter().map(|&(id, _)| build.graph.buffers[id].layout.dims()[2]).sum();
+        let outputs = build.random.from(64, 70);
+        let conv = Conv {
+            weights: build.weights(&[outputs, channels, 3, 3]),
+            channels,
+            outputs,
+            kernel: [3; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            padding: Padding { top: 1, bottom: 1, left: 2, right: build.random.from(0, 1) },
+            groups: 1,
+        };
+        let made = [size[0], reach(size[1], 3, 1, 1, 2 + conv.padding.right), outputs];
+        let steps = build.steps(made, None, seed == 13);
+        build.op(Core::Conv(conv), &inputs, steps);
+        let abilities = Abilities { shared: true, ..Default::default() };
+        let program = Program::new(build.graph.clone(), abilities, &Default::default()).unwrap();
+        assert!(program.list().contains("winograd"), "{}", program.list());
+        bench.check(&mut build, "winograd", 5e-5);
     }
 }
 
