@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use diffbulk_trainer::{Result, data, evaluate, export, numerics, train};
+use diffbulk_trainer::{Result, data, evaluate, export, numerics, quantize, train};
 
 /// Trains DiffBulk models and exports them as ONNX files.
 #[derive(Parser)]
@@ -28,6 +28,7 @@ enum Command {
     Export(Box<export::command::ExportArguments>),
     /// Compare an exported predictor with the modules it was made from
     CheckExport(Box<export::check::CheckArguments>),
+    Quantize(Box<quantize::command::QuantizeArguments>),
 }
 
 fn run(command: Command) -> Result<()> {
@@ -40,6 +41,7 @@ fn run(command: Command) -> Result<()> {
         Command::Encoder(args) => export::encoder::run(&args).map(tell),
         Command::Export(args) => export::command::run(&args).map(tell),
         Command::CheckExport(args) => export::check::run(&args).map(tell),
+        Command::Quantize(args) => quantize::command::run(&args).map(tell),
     }
 }
 

@@ -64,8 +64,9 @@ pub fn widen(proto: &ModelProto, rounding: Rounding) -> Cow<'_, ModelProto> {
         graph.node.push(node);
         for name in halves {
             let (wide, rounded) = (format!("{name}.wide"), format!("{name}.rounded"));
-            graph.node.push(cast_node(&wide, &rounded, HALF));
-            graph.node.push(cast_node(&rounded, &name, FLOAT));
+            // The node before may have the name of its output, so the last one needs another.
+            graph.node.push(cast_node(&rounded, &wide, &rounded, HALF));
+            graph.node.push(cast_node(&format!("{name}.widened"), &rounded, &name, FLOAT));
         }
     }
     model.graph = Some(graph);
@@ -77,10 +78,10 @@ fn attribute(name: &str, i: i64) -> AttributeProto {
     AttributeProto { name: name.into(), r#type, i, ..Default::default() }
 }
 
-fn cast_node(input: &str, output: &str, to: i32) -> NodeProto {
+fn cast_node(name: &str, input: &str, output: &str, to: i32) -> NodeProto {
     NodeProto {
         op_type: "Cast".into(),
-        name: output.into(),
+        name: name.into(),
         input: vec![input.into()],
         output: vec![output.into()],
         attribute: vec![attribute("to", i64::from(to))],

@@ -15,6 +15,9 @@ use super::{inline, random};
 use crate::diffusion::{Config, FeatureMode};
 use crate::foundation::{Encoder, EncoderFlags};
 use crate::predictor::{CONFIG_FILE, HeadConfig, WEIGHTS_FILE};
+use crate::quantize::command::{label, told};
+use crate::quantize::recipe::quantize;
+use crate::quantize::{Precision, QuantizeFlags};
 use crate::{Error, Result};
 
 /// `--feature-mode` on the command line.
@@ -85,6 +88,11 @@ pub struct ExportArguments {
     /// Refuse to write a file of more megabytes.
     #[arg(long, value_name = "MB")]
     max_mb: Option<f64>,
+    /// Arithmetic of the written file.
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
+    #[command(flatten)]
+    quantize: QuantizeFlags,
     /// Random weights in place of trained ones, to measure speed before training.
     #[arg(long, conflicts_with_all = ["head", "unet", "metrics"])]
     random: bool,
@@ -203,13 +211,22 @@ pub fn run(arguments: &ExportArguments) -> Result<String> {
         None => HeldOut::default(),
     };
     let mut fused = fuse(parts)?;
-    let metadata = metadata(arguments, facts, held_out, encoder, fused.total_macs());
+    let mut metadata = metadata(arguments, facts, held_out, encoder, fused.total_macs());
     metadata.check().map_err(|problem| Error::Request(format!("cannot export: {problem}")))?;
+    let mut cost = String::new();
+    if arguments.precision != Precision::Float32 {
+        let (precision, flags) = (arguments.precision, &arguments.quantize);
+        let path = &arguments.output;
+        let quantized = quantize(&fused.model, precision, flags, &metadata.panel, path)?;
+        cost = format!("\n{}", told(precision, &quantized));
+        metadata = label(metadata, precision, quantized.recipe);
+        fused.model = quantized.model;
+    }
     onnx::set_properties(&mut fused.model, metadata.to_props());
     let megabytes = fused.model.encoded_len() as f64 / 1e6;
     check_limits(arguments, &fused, megabytes)?;
     onnx::write(&arguments.output, &fused.model)?;
-    Ok(summary(&arguments.output, &fused, megabytes))
+    Ok(summary(&arguments.output, &fused, megabytes) + &cost)
 }
 
 fn metadata(

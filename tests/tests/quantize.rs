@@ -1,0 +1,78 @@
+//! A model through every precision and the benchmark, through the programs.
+
+use std::path::Path;
+
+use diffbulk_tests::{Run, data, program, python};
+
+#[test]
+fn every_precision_runs_here_and_in_onnxruntime() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name).to_str().unwrap().to_owned();
+    let train = |words: &[&str]| Run::of(program("diffbulk-train").args(words)).ok();
+    let source = data("her2st-crops");
+    let source = source.to_str().unwrap();
+    let shape =
+        ["--mpp", "0.69", "--tile-px", "32", "--patient-from-prefix", "1", "--slides", "C2"];
+    train(&[&["prepare", source, "--output", &at("data")], &shape[..]].concat());
+    let random = ["export", "--random", "--preset", "tiny", "--genes", "4", "--name", "t"];
+    train(&[&random[..], &["-o", &at("float.onnx")]].concat());
+
+    let mut models = vec![at("float.onnx")];
+    // The random model says nothing worth keeping, so what it may lose is not the point here.
+    for (precision, form) in
+        [("int8", "qdq"), ("mixed", "qdq"), ("float16", "qdq"), ("w8", "qdq"), ("w4", "qdq")]
+    {
+        let output = at(&format!("{precision}.onnx"));
+        let mut words = vec!["quantize", &models[0], "--data"];
+        let (data, calibration) =
+            (at("data"), ["--calibration-tiles", "8", "--measured-tiles", "8"]);
+        words.push(&data);
+        words.extend(["--precision", precision, "--form", form, "-o", &output]);
+        words.extend(calibration);
+        words.extend(["--max-drop", "1", "--min-sqnr", "3"]);
+        // The stem's channel of ones leaves the pixels few levels.
+        words.extend(["--keep", "enc.16x16_conv"]);
+        if precision == "w4" {
+            // Four bits are too few for a network nobody trained.
+            words.push("--force");
+        }
+        let told = train(&words);
+        assert!(told.contains("dB"), "{told}");
+        models.push(output);
+    }
+    // Already quantised, and worse than allowed: refused, and nothing is left.
+    let refused = at("refused.onnx");
+    let quantise = |model: &str, more: &[&str]| {
+        let words =
+            ["quantize", model, "--data", &at("data"), "--precision", "int8", "-o", &refused];
+        Run::of(program("diffbulk-train").args([&words[..], more].concat()))
+    };
+    quantise(&models[1], &[]).fails_saying(&["int8.onnx", "already"]);
+    quantise(&models[0], &["--min-sqnr", "190"]).fails_saying(&["190", "--force"]);
+    assert!(!Path::new(&refused).exists());
+
+    // The benchmark, with a file that is no model; run again, it has nothing left to do.
+    std::fs::write(work.path().join("broken.onnx"), "not a model").unwrap();
+    let broken = at("broken.onnx");
+    let bench = || {
+        let mut command = program("diffbulk");
+        command.args(["bench", "quant"]).args(&models).arg(&broken);
+        command.args(["--data", &at("data"), "--threads", "1", "--repetitions", "1"]);
+        command.args(["--timed", "4", "--warm-up", "1", "--tiles", "6", "-o", &at("bench")]);
+        Run::of(&mut command)
+    };
+    let first = bench();
+    let table = first.ok();
+    assert!(table.contains("broken.onnx") && table.contains("not an ONNX file"), "{table}");
+    let again = bench();
+    again.ok();
+    assert!(again.stderr().contains("kept from before"), "{}", again.stderr());
+    assert!(!again.stderr().contains("tiles/s"), "{}", again.stderr());
+    let page = std::fs::read_to_string(work.path().join("bench/quant.html")).unwrap();
+    assert!(page.contains("Pareto") && page.contains("int8.onnx") && page.contains("dB"));
+
+    let bench = work.path().join("bench");
+    let arguments: Vec<&Path> =
+        std::iter::once(bench.as_path()).chain(models.iter().map(Path::new)).collect();
+    println!("{}", python("quantised_models.py", &arguments));
+}
