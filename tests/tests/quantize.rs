@@ -75,4 +75,29 @@ fn every_precision_runs_here_and_in_onnxruntime() {
     let arguments: Vec<&Path> =
         std::iter::once(bench.as_path()).chain(models.iter().map(Path::new)).collect();
     println!("{}", python("quantised_models.py", &arguments));
+
+    // A model of somebody else: float pixels in, no metadata.
+    python("any_model.py", &[Path::new(&at("any.onnx"))]);
+    let (any, any_int8) = (at("any.onnx"), at("any-int8.onnx"));
+    let words = ["quantize", &any, "--data", &at("data"), "--precision", "int8", "-o", &any_int8];
+    train(&[&words[..], &["--calibration-tiles", "8", "--measured-tiles", "8"]].concat());
+    let mut command = program("diffbulk");
+    command.args(["bench", "quant", &any, &any_int8, "--data", &at("data"), "--threads", "1,2"]);
+    command.args(["--repetitions", "2", "--timed", "2", "--tiles", "4", "-o", &at("any")]);
+    Run::of(&mut command).ok();
+    let results = std::fs::read(work.path().join("any/quant.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_slice(&results).unwrap();
+    let rows = results["rows"].as_array().unwrap();
+    for row in rows {
+        assert!(row["problem"].is_null() && row["p99_ms"].as_f64() > Some(0.0), "{row}");
+        assert!(row["sqnr_db"].as_f64() > Some(20.0), "{row}");
+        // What it predicts has no name, so nothing was measured of it.
+        assert!(row["pearson"].is_null() && row["runs"] == 2, "{row}");
+    }
+    let engines = |model: &str| rows.iter().filter(|row| row["model"] == model).count();
+    assert!(engines("any.onnx") >= 4 && engines("any.onnx") == engines("any-int8.onnx"));
+    assert_eq!(results["outputs"].as_array().unwrap().len(), rows.len());
+    let rules = results["rules"].to_string();
+    assert!(rules.contains("any-int8.onnx was calibrated on 8 tiles of C2"), "{rules}");
+    assert!(rules.contains("NOT HELD OUT: C2"), "{rules}");
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{bench_quant, print};
+use super::{bench_quant, bench_tensors, print};
 use crate::bench::engine;
 use crate::engine::{ENGINES, Options};
 use crate::{Error, Result};
@@ -25,6 +25,9 @@ enum What {
     /// Run one model once and print the result as JSON; `quant` starts these.
     #[command(hide = true)]
     Cell(bench_quant::CellArguments),
+    /// Write inner tensors of a model as an engine computes them, for comparisons with other programs
+    #[command(hide = true)]
+    Tensors(bench_tensors::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +77,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         What::Engine(arguments) => run_engine(arguments),
         What::Quant(arguments) => bench_quant::run(arguments),
         What::Cell(arguments) => bench_quant::run_cell(arguments),
+        What::Tensors(arguments) => bench_tensors::run(arguments),
     }
 }
 

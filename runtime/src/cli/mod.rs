@@ -6,6 +6,7 @@
 mod adapters;
 mod bench;
 mod bench_quant;
+mod bench_tensors;
 mod info;
 mod interrupt;
 mod model;

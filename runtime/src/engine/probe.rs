@@ -1,10 +1,14 @@
 //! Any ONNX image model with some of its inner tensors exposed: what calibration, error analysis
 //! and comparisons of two graphs look at.
 
+use std::sync::Arc;
+
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::{Runnable, State};
+use tract_onnx::tract_hir::internal::DimLike;
 
 use super::pixels::Pixels;
-use super::tract::{self, Plan};
+use super::{cpu, find, tract};
 use crate::model::typed::guarded;
 use crate::model::{OnnxFile, pb};
 use crate::{Error, Result};
@@ -13,17 +17,26 @@ use crate::{Error, Result};
 /// runs its own [`ProbeSession`].
 #[derive(Debug, Clone)]
 pub struct Probe {
-    plan: Plan,
+    runnable: Arc<dyn Runnable>,
     pixels: Pixels,
 }
 
 impl Probe {
     /// Loads `file` for tiles as `pixels` says. `tensors` are names of values anywhere in the main
-    /// graph; they come out in this order, all as float32.
+    /// graph; they come out in this order, all as float32. tract runs it.
     ///
     /// # Errors
-    /// When a tensor does not exist, or the engine cannot run the graph.
+    /// When a tensor does not exist, or tract cannot run the graph.
     pub fn new(file: &OnnxFile, pixels: &Pixels, tensors: &[String]) -> Result<Self> {
+        Self::on(tract::NAME, file, pixels, tensors)
+    }
+
+    /// The same on the engine called `engine`.
+    ///
+    /// # Errors
+    /// When there is no such engine, and as [`Probe::new`].
+    pub fn on(engine: &str, file: &OnnxFile, pixels: &Pixels, tensors: &[String]) -> Result<Self> {
+        find(engine)?;
         let mut proto = file.proto().clone();
         let graph =
             proto.graph.as_mut().ok_or_else(|| Error::model(file.path(), "it has no graph"))?;
@@ -38,17 +51,20 @@ impl Probe {
             |name: &String| pb::ValueInfoProto { name: name.clone(), ..Default::default() };
         graph.output = tensors.iter().map(exposed).collect();
         let shape = pixels.shape();
-        let plan = guarded(file.path(), || tract::plan(&proto, &shape))?;
-        Ok(Self { plan, pixels: pixels.clone() })
+        let runnable = guarded(file.path(), || match engine {
+            cpu::NAME => cpu::runnable(&proto, &shape),
+            _ => Ok(Box::new(tract::plan(&proto, &shape)?)),
+        })?;
+        Ok(Self { runnable: runnable.into(), pixels: pixels.clone() })
     }
 
-    /// Loads `file` for its own outputs.
+    /// Loads `file` into `engine` for its own outputs.
     ///
     /// # Errors
-    /// As [`Probe::new`].
-    pub fn outputs(file: &OnnxFile, pixels: &Pixels) -> Result<Self> {
+    /// As [`Probe::on`].
+    pub fn outputs(engine: &str, file: &OnnxFile, pixels: &Pixels) -> Result<Self> {
         let names: Vec<String> = file.outputs()?.into_iter().map(|output| output.name).collect();
-        Self::new(file, pixels, &names)
+        Self::on(engine, file, pixels, &names)
     }
 
     /// Shape of each tensor for one tile.
@@ -56,15 +72,16 @@ impl Probe {
     /// # Errors
     /// When the engine does not know a shape before it runs.
     pub fn shapes(&self) -> Result<Vec<Vec<usize>>> {
-        let count = self.plan.model().output_outlets().map_err(tract::failure)?.len();
-        (0..count)
-            .map(|index| tract::output_shape(&self.plan, index).map_err(tract::failure))
-            .collect()
+        let shape = |index: usize| -> TractResult<Vec<usize>> {
+            let shape = &self.runnable.output_fact(index)?.shape;
+            Ok(shape.iter().map(DimLike::to_usize).collect::<Result<_, _>>()?)
+        };
+        (0..self.runnable.output_count()).map(|k| shape(k).map_err(tract::failure)).collect()
     }
 
     /// A session for one thread.
     pub fn session(&self) -> Result<ProbeSession> {
-        let state = self.plan.spawn().map_err(tract::failure)?;
+        let state = self.runnable.spawn().map_err(tract::failure)?;
         Ok(ProbeSession { state, pixels: self.pixels.clone() })
     }
 }
@@ -72,7 +89,7 @@ impl Probe {
 /// One thread's running state of a [`Probe`].
 #[derive(Debug)]
 pub struct ProbeSession {
-    state: TypedSimpleState,
+    state: Box<dyn State>,
     pixels: Pixels,
 }
 
@@ -107,14 +124,19 @@ mod tests {
         let file = OnnxFile::from_proto(proto, Path::new("tiny.onnx")).unwrap();
         let pixels = Pixels::of(&file, 4, Normalization::default()).unwrap();
         let wanted = ["pooled", "nchw", "expression"].map(String::from);
-        let probe = Probe::new(&file, &pixels, &wanted).unwrap();
-        let tensors = probe.session().unwrap().run(&[51; 48]).unwrap();
-        assert_eq!(tensors.iter().map(Vec::len).collect::<Vec<_>>(), [3, 48, 3]);
-        assert!(tensors[1].iter().all(|&value| value == 51.0));
-        assert_eq!(tensors[0], tensors[2]);
+        for engine in ["tract", "cpu"] {
+            let probe = Probe::on(engine, &file, &pixels, &wanted).unwrap();
+            assert_eq!(probe.shapes().unwrap()[1], [1, 3, 4, 4]);
+            let mut session = probe.session().unwrap();
+            let tensors = session.run(&[51; 48]).unwrap();
+            assert_eq!(tensors.iter().map(Vec::len).collect::<Vec<_>>(), [3, 48, 3]);
+            assert!(tensors[1].iter().all(|&value| value == 51.0));
+            assert_eq!(tensors[0], tensors[2]);
+            assert!(session.run(&[0; 5]).is_err());
+        }
         let error = Probe::new(&file, &pixels, &["ghost".into()]).unwrap_err().to_string();
         assert!(error.contains("no tensor `ghost`"), "{error}");
-        assert!(probe.session().unwrap().run(&[0; 5]).is_err());
+        assert!(Probe::on("abacus", &file, &pixels, &wanted).is_err());
     }
 
     #[test]

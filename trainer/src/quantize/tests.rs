@@ -10,6 +10,7 @@ use super::graph::{self, Layer};
 use super::measure::Reference;
 use super::observe::Tiles;
 use super::recipe::{Precision, QuantizeFlags, quantize};
+use super::rounding::Moments;
 use super::table::{Calibration, InputMeans, LayerPrecision, Settings, Table};
 use super::{half, qdq, qlinear, split, weight_only};
 use crate::data::dataset::testing::{TILE_PX, dataset};
@@ -176,11 +177,16 @@ fn weights_alone_lose_little() {
     let decibels = |bits, means: Option<&InputMeans>| {
         bench.decibels(&weight_only::write(&bench.model, &layers, bits, means, None).unwrap())
     };
+    let moments = Moments::of(&bench.model, &layers, bench.tiles()).unwrap();
+    let rounded = weight_only::write(&bench.model, &layers, 4, Some(&means), Some(&moments));
+    let rounded = bench.decibels(&rounded.unwrap());
     // The same network in numpy, one scale a row from its largest weight: 40.9 dB with 8 bits and
     // 12.9 with 4; without correction of the biases 36.1 and 8.8.
     let (eight, four) = (decibels(8, Some(&means)), decibels(4, Some(&means)));
     assert!(eight > 40.0 && four > 10.0 && eight > four, "{eight} {four}");
     assert!(decibels(8, None) < eight && decibels(4, None) < four);
+    // Rounding a row's weights together leaves less of their error in its output.
+    assert!(rounded > four + 2.0, "{rounded} {four}");
 }
 
 #[test]
@@ -240,6 +246,14 @@ fn what_loses_more_than_allowed_is_refused_unless_forced() {
     let other = run(Precision::Int8, &["--force", "--quantize-seed", "5"]).unwrap();
     assert_ne!(other.recipe["calibration"]["sha256"], hash);
     assert!(run(Precision::Mixed, &["--force"]).is_ok());
+    // Where the budget is missed, weights are rounded adaptively before anything is refused.
+    let rounding = |more: &[&str]| {
+        let quantized = run(Precision::W4, &[&["--force"], more].concat()).unwrap();
+        quantized.recipe["rounding"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(rounding(&["--min-sqnr", "150"]), "adaptive");
+    assert_eq!(rounding(&["--min-sqnr", "150", "--rounding", "nearest"]), "nearest");
+    assert_eq!(rounding(&["--min-sqnr=-150", "--max-drop", "1"]), "nearest");
 }
 
 #[test]

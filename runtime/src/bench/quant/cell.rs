@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::energy::Meter;
 use super::subject::Subject;
 use crate::engine::Normalization;
 use crate::model::hex;
@@ -70,13 +71,11 @@ pub fn run(
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let predicted = predict(&subject, spec, threads, spec.warm_up.max(threads), false)?;
     let width = predicted.rows.first().map_or(0, |(_, row)| row.len());
-    let (energy, cpu) = (energy(), cpu_seconds());
+    let (meter, cpu) = (Meter::start(Path::new("/sys")), cpu_seconds());
     let timed = predict(&subject, spec, threads, spec.timed, true)?;
-    let per_tile = |end: Option<f64>, start: Option<f64>| {
-        Some((end? - start?) / spec.timed as f64).filter(|value| *value >= 0.0)
-    };
-    let energy_j = per_tile(self::energy(), energy);
-    let cpu_ms = per_tile(cpu_seconds(), cpu).map(|seconds| seconds * 1e3);
+    let energy_j = meter.and_then(Meter::stop).map(|joules| joules / spec.timed as f64);
+    let spent = cpu_seconds().zip(cpu).map(|(end, start)| end - start);
+    let cpu_ms = spent.map(|seconds| seconds * 1e3 / spec.timed as f64);
     let peak_memory = peak_memory();
     let outputs_sha256 = match outputs {
         Some(path) => {
@@ -165,18 +164,4 @@ fn cpu_seconds() -> Option<f64> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     Some(ticks as f64 / 100.0)
-}
-
-/// Energy counter of all processor packages in joules, where the system lets it be read (RAPL).
-fn energy() -> Option<f64> {
-    let mut total = None;
-    for entry in std::fs::read_dir("/sys/class/powercap").ok()?.flatten() {
-        // Packages are `intel-rapl:N`; their parts have one more colon.
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("intel-rapl:") && name.matches(':').count() == 1 {
-            let text = std::fs::read_to_string(entry.path().join("energy_uj")).ok()?;
-            *total.get_or_insert(0.0) += text.trim().parse::<f64>().ok()? / 1e6;
-        }
-    }
-    total
 }

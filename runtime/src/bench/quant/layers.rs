@@ -21,6 +21,38 @@ pub struct LayerNoise {
     pub tensor: String,
     /// In dB, over all values of the compared tiles.
     pub sqnr_db: f64,
+    /// Lowest and highest value in the reference's graph.
+    pub reference: [f32; 2],
+    /// Lowest and highest value in the other's.
+    pub other: [f32; 2],
+}
+
+/// What is summed up of one tensor.
+#[derive(Debug, Clone, Copy)]
+struct Sums {
+    signal: f64,
+    noise: f64,
+    reference: [f32; 2],
+    other: [f32; 2],
+}
+
+impl Sums {
+    const EMPTY: Self = Self {
+        signal: 0.0,
+        noise: 0.0,
+        reference: [f32::INFINITY, f32::NEG_INFINITY],
+        other: [f32::INFINITY, f32::NEG_INFINITY],
+    };
+
+    fn add(&mut self, reference: &[f32], other: &[f32]) {
+        let reach = |[low, high]: [f32; 2], value: f32| [low.min(value), high.max(value)];
+        for (&a, &b) in reference.iter().zip(other) {
+            self.signal += f64::from(a).powi(2);
+            self.noise += f64::from(a - b).powi(2);
+            self.reference = reach(self.reference, a);
+            self.other = reach(self.other, b);
+        }
+    }
 }
 
 /// Compares the layers that both files have under the same names, on `images`; in graph order.
@@ -48,21 +80,36 @@ pub fn compare(
     };
     let (a, b) = (probe(&a)?, probe(&b)?);
     let (mut a, mut b) = (a.session()?, b.session()?);
-    let mut sums = vec![(0.0, 0.0); names.len()];
+    let mut sums = vec![Sums::EMPTY; names.len()];
     for image in images {
-        let pairs = a.run(image)?.into_iter().zip(b.run(image)?);
-        for ((signal, noise), (a, b)) in sums.iter_mut().zip(pairs) {
-            for (a, b) in a.iter().zip(&b) {
-                *signal += f64::from(*a).powi(2);
-                *noise += f64::from(a - b).powi(2);
-            }
+        for (sums, (a, b)) in sums.iter_mut().zip(a.run(image)?.iter().zip(&b.run(image)?)) {
+            sums.add(a, b);
         }
     }
-    let noise = |(tensor, (signal, noise))| LayerNoise { tensor, sqnr_db: decibel(signal, noise) };
+    let noise = |(tensor, sums): (String, Sums)| LayerNoise {
+        tensor,
+        sqnr_db: decibel(sums.signal, sums.noise),
+        reference: sums.reference,
+        other: sums.other,
+    };
     Ok(names.into_iter().zip(sums).map(noise).collect())
 }
 
 fn layers(file: &OnnxFile) -> Result<impl Iterator<Item = &String>> {
     let compared = |node: &&pb::NodeProto| COMPARED.contains(&node.op_type.as_str());
     Ok(file.graph()?.node.iter().filter(compared).filter_map(|node| node.output.first()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_by_hand() {
+        let mut sums = Sums::EMPTY;
+        sums.add(&[3.0, -4.0], &[3.5, -4.0]);
+        sums.add(&[0.0], &[1.0]);
+        assert_eq!((sums.signal, sums.noise), (25.0, 1.25));
+        assert_eq!((sums.reference, sums.other), ([-4.0, 3.0], [-4.0, 3.5]));
+    }
 }

@@ -7,11 +7,13 @@
 //! cells.
 
 pub mod cell;
+mod energy;
 mod figures;
 mod html;
 mod layers;
 mod plan;
 mod report;
+mod rules;
 mod subject;
 mod tiles;
 

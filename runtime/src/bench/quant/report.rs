@@ -8,6 +8,7 @@ use super::figures::{self, Accuracy};
 use super::html;
 use super::layers::LayerNoise;
 use super::plan::{Cell, ModelFacts, Settings};
+use super::rules::rules;
 use super::tiles::Tiles;
 use crate::output::atomic;
 use crate::{Error, Result};
@@ -26,6 +27,8 @@ pub struct Results {
     pub reference: usize,
     /// One a model, engine and number of threads.
     pub rows: Vec<Row>,
+    /// One a row that has figures: noise of its outputs.
+    pub outputs: Vec<OutputNoise>,
     /// One a model: noise of its layers, in graph order.
     pub layers: Vec<Layers>,
     /// Where predictions moved, per model.
@@ -90,6 +93,17 @@ pub struct Row {
     pub outputs_sha256: String,
 }
 
+/// Signal to noise of every output of a row against float32, in dB.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OutputNoise {
+    /// Place among the rows.
+    pub row: usize,
+    /// Names of the outputs, or their places.
+    pub outputs: Vec<String>,
+    /// In dB, in the same order.
+    pub sqnr_db: Vec<f64>,
+}
+
 /// Noise of one model's layers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Layers {
@@ -133,6 +147,7 @@ impl Results {
         let truth = tiles.truth(panel);
         let mut rows = Vec::new();
         let mut maps: Vec<Map> = Vec::new();
+        let mut each = Vec::new();
         for (cell, outputs) in cells.iter().zip(&outputs) {
             let model = &models[cell.model];
             let mut row = Row {
@@ -144,10 +159,24 @@ impl Results {
                 file_bytes: model.bytes,
                 ..Row::default()
             };
-            if cell.problem.is_none() {
+            let others = !model.panel.is_empty() && !panel.is_empty() && model.panel != panel;
+            if others && row.problem.is_none() {
+                row.problem = Some("its panel is not that of the float32 model".into());
+            }
+            if row.problem.is_none() {
                 row.speed(cell);
                 if let (Some(outputs), Some(baseline)) = (outputs, &baseline) {
-                    row.accuracy(outputs, baseline, truth.as_deref(), tiles, settings.seed, panel);
+                    let truth = truth.as_deref();
+                    let sqnr_db = row.accuracy(outputs, baseline, truth, tiles, settings.seed);
+                    if row.problem.is_some() {
+                        rows.push(row);
+                        continue;
+                    }
+                    let names = (0..sqnr_db.len())
+                        .map(|k| panel.get(k).cloned().unwrap_or_else(|| k.to_string()));
+                    let noise = OutputNoise { row: rows.len(), outputs: names.collect(), sqnr_db };
+                    row.worst_outputs = noise.worst();
+                    each.push(noise);
                     let title = format!("{} on {}", row.model, row.engine);
                     if cell.model != reference && !maps.iter().any(|map| map.title == title) {
                         maps.push(Map { title, tiles: moved(outputs, baseline, tiles) });
@@ -172,9 +201,20 @@ impl Results {
             models: models.to_vec(),
             reference,
             rows,
+            outputs: each,
             layers,
             maps,
         })
+    }
+}
+
+impl OutputNoise {
+    /// The noisiest, in words.
+    fn worst(&self) -> String {
+        let mut order: Vec<usize> = (0..self.sqnr_db.len()).collect();
+        order.sort_by(|&a, &b| self.sqnr_db[a].total_cmp(&self.sqnr_db[b]));
+        let named = |&k: &usize| format!("{} {:.1}", self.outputs[k], self.sqnr_db[k]);
+        order.iter().take(WORST_OUTPUTS).map(named).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -199,6 +239,7 @@ impl Row {
         self.outputs_sha256 = hash.unwrap_or_default();
     }
 
+    /// Compares outputs with float32's and with what was measured; returns the noise of each.
     fn accuracy(
         &mut self,
         outputs: &[Vec<f32>],
@@ -206,22 +247,14 @@ impl Row {
         truth: Option<&[Vec<f32>]>,
         tiles: &Tiles,
         seed: u64,
-        panel: &[String],
-    ) {
+    ) -> Vec<f64> {
         if outputs.first().map(Vec::len) != baseline.first().map(Vec::len) {
             self.problem = Some("it has another number of outputs than the float32 model".into());
-            return;
+            return Vec::new();
         }
         let (sqnr, each) = figures::noise(outputs, baseline);
         self.sqnr_db = Some(sqnr);
         self.largest_difference = Some(figures::largest(outputs, baseline));
-        let mut worst: Vec<(f64, usize)> = each.into_iter().zip(0..).collect();
-        worst.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let named = worst.iter().take(WORST_OUTPUTS).map(|(db, index)| {
-            let name = panel.get(*index).cloned().unwrap_or_else(|| index.to_string());
-            format!("{name} {db:.1}")
-        });
-        self.worst_outputs = named.collect::<Vec<_>>().join(", ");
         let measured = truth
             .and_then(|truth| figures::accuracy(outputs, baseline, truth, &tiles.slides, seed));
         if let Some(Accuracy { pearson, interval, difference, difference_interval, mae }) = measured
@@ -233,6 +266,7 @@ impl Row {
                 (Some(difference_interval[0]), Some(difference_interval[1]));
             self.mae = Some(mae);
         }
+        each
     }
 }
 
@@ -267,82 +301,8 @@ fn moved(
     map
 }
 
-/// The rules of this benchmark, as they were for these results.
-fn rules(
-    settings: &Settings,
-    models: &[ModelFacts],
-    reference: usize,
-    tiles: &Tiles,
-    tiles_sha256: &str,
-) -> Vec<String> {
-    let slides = tiles.slide_names();
-    let mut rules = vec![
-        format!(
-            "Tiles: {} of {} px from slides {}; SHA-256 of their pixels {}.",
-            tiles.images.len(),
-            tiles.side,
-            slides.join(", "),
-            tiles_sha256
-        ),
-        format!(
-            "Every cell is a process of its own, run {} times, interleaved: each cell once, then \
-             each again. Before {} timed tiles come {} others. Medians over runs; latencies of all \
-             runs together.",
-            settings.repetitions, settings.timed, settings.warm_up
-        ),
-        "Threads are tiles at a time, one session each. Peak memory is the process's, its \
-         program and libraries included."
-            .to_owned(),
-        format!(
-            "Pearson: per output over the tiles of a slide, then the mean over outputs, then over \
-             slides. Intervals: 95 %, {} bootstrap resamples of the tiles, seed {}; differences on \
-             the same resamples.",
-            figures::RESAMPLES,
-            settings.seed
-        ),
-        "SQNR: power of what varies between tiles over power of the difference from float32."
-            .to_owned(),
-        "Calibration sees training slides only, a fixed set of tiles whose hash is in the file; \
-         no model is tuned on the tiles of this table."
-            .to_owned(),
-        format!("Machine: {}.", machine()),
-        format!("diffbulk {}.", crate::VERSION),
-    ];
-    if let Some(model) = models.get(reference) {
-        rules.push(format!("Compared with {}.", file_name(&model.path)));
-        let seen: Vec<&str> =
-            slides.iter().filter(|s| model.trained_on.contains(s)).map(String::as_str).collect();
-        rules.push(if model.trained_on.is_empty() {
-            "The model does not say what it was trained on: whether these figures are held out is \
-             for you to know."
-                .to_owned()
-        } else if seen.is_empty() {
-            "None of these slides was in its training.".to_owned()
-        } else {
-            format!(
-                "NOT HELD OUT: it was trained on {}. Correlations are flattering; differences \
-                 between precisions still tell.",
-                seen.join(", ")
-            )
-        });
-    }
-    rules
-}
-
-/// The processor and its number of cores.
-fn machine() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info
-        .lines()
-        .find(|line| line.starts_with("model name"))
-        .and_then(|line| line.split_once(':'))
-        .map_or(std::env::consts::ARCH, |(_, name)| name.trim());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{name}, {cores} cores, {}", std::env::consts::OS)
-}
-
 /// A file's name without its directory.
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 

@@ -6,9 +6,6 @@ use crate::engine::{self, Engine, Normalization, Pixels, Probe, ProbeSession, Se
 use crate::model::{KEY_PREFIX, Model, OnnxFile};
 use crate::{Error, Result};
 
-/// Engine that runs any ONNX file.
-const ANY: &str = "tract";
-
 /// A model loaded into an engine.
 pub enum Subject {
     /// A DiffBulk predictor.
@@ -47,13 +44,8 @@ impl Subject {
             }
             return Ok(Self::Predictor(engine::open(engine, &model)?));
         }
-        if engine != ANY {
-            return Err(Error::Request(format!(
-                "engine {engine} runs DiffBulk models; {ANY} runs any"
-            )));
-        }
         let pixels = Pixels::of(&file, side, normalization)?;
-        Ok(Self::Any(Box::new(Probe::outputs(&file, &pixels)?)))
+        Ok(Self::Any(Box::new(Probe::outputs(engine, &file, &pixels)?)))
     }
 
     /// A session for one thread.

@@ -25,6 +25,7 @@ use std::time::Instant;
 
 use diffbulk_kernels::Isa;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::{Runnable, Runtime};
 
 use self::program::Program;
 use self::session::CpuSession;
@@ -69,6 +70,11 @@ pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engi
         ));
     }
     Ok(Box::new(CpuEngine { program: Arc::new(program), bytes, genes }))
+}
+
+/// Loads any graph with fixed shapes, for one input of shape `input`.
+pub(super) fn runnable(proto: &ModelProto, input: &[usize]) -> TractResult<Box<dyn Runnable>> {
+    runtime::CpuRuntime.prepare(typed(&widen(proto, Rounding::Left), input)?)
 }
 
 impl Engine for CpuEngine {
