@@ -19,10 +19,16 @@ fn every_precision_runs_here_and_in_onnxruntime() {
 
     let mut models = vec![at("float.onnx")];
     // The random model says nothing worth keeping, so what it may lose is not the point here.
-    for (precision, form) in
-        [("int8", "qdq"), ("mixed", "qdq"), ("float16", "qdq"), ("w8", "qdq"), ("w4", "qdq")]
-    {
-        let output = at(&format!("{precision}.onnx"));
+    for (precision, form) in [
+        ("int8", "qdq"),
+        ("int8", "qlinear"),
+        ("mixed", "qdq"),
+        ("float16", "qdq"),
+        ("w8", "qdq"),
+        ("w4", "qdq"),
+    ] {
+        let name = if form == "qlinear" { form } else { precision };
+        let output = at(&format!("{name}.onnx"));
         let mut words = vec!["quantize", &models[0], "--data"];
         let (data, calibration) =
             (at("data"), ["--calibration-tiles", "8", "--measured-tiles", "8"]);
@@ -30,12 +36,8 @@ fn every_precision_runs_here_and_in_onnxruntime() {
         words.extend(["--precision", precision, "--form", form, "-o", &output]);
         words.extend(calibration);
         // Mixed precision has to leave out what is noisy, the others may be as bad as they are.
-        words.extend([
-            "--max-drop",
-            "1",
-            "--min-sqnr",
-            if precision == "mixed" { "20" } else { "3" },
-        ]);
+        let least = if precision == "mixed" { "20" } else { "3" };
+        words.extend(["--max-drop", "1", "--min-sqnr", least]);
         // The stem's channel of ones leaves the pixels few levels.
         words.extend(["--keep", "enc.16x16_conv"]);
         if precision == "w4" {

@@ -181,6 +181,15 @@ pub const ENGINES: &[Registration] = &[
     },
 ];
 
+/// The engines that this machine has the hardware for; not the one that chooses between others.
+pub fn present() -> impl Iterator<Item = &'static Registration> {
+    #[cfg(feature = "wgpu")]
+    let hardware = gpu::adapter::adapters().iter().any(|adapter| !adapter.is_software());
+    #[cfg(not(feature = "wgpu"))]
+    let hardware = false;
+    ENGINES.iter().filter(move |engine| engine.name != AUTO && (hardware || !engine.graphics))
+}
+
 /// Loads `model` into the engine called `name`.
 ///
 /// # Errors

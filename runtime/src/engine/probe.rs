@@ -37,6 +37,13 @@ impl Probe {
     /// When there is no such engine, and as [`Probe::new`].
     pub fn on(engine: &str, file: &OnnxFile, pixels: &Pixels, tensors: &[String]) -> Result<Self> {
         find(engine)?;
+        if ![cpu::NAME, tract::NAME].contains(&engine) {
+            return Err(Error::Request(format!(
+                "engine {engine} runs DiffBulk models only; {} and {} run any",
+                cpu::NAME,
+                tract::NAME
+            )));
+        }
         let mut proto = file.proto().clone();
         let graph =
             proto.graph.as_mut().ok_or_else(|| Error::model(file.path(), "it has no graph"))?;
@@ -136,7 +143,9 @@ mod tests {
         }
         let error = Probe::new(&file, &pixels, &["ghost".into()]).unwrap_err().to_string();
         assert!(error.contains("no tensor `ghost`"), "{error}");
-        assert!(Probe::on("abacus", &file, &pixels, &wanted).is_err());
+        for other in ["abacus", "auto"] {
+            assert!(Probe::on(other, &file, &pixels, &wanted).is_err());
+        }
     }
 
     #[test]

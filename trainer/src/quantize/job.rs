@@ -153,8 +153,7 @@ impl Job<'_> {
         let default = |layer: &Layer| match layer.kind {
             _ if self.kept(layer) => LayerPrecision::Float,
             Kind::Gemm if flags.form == Form::Qlinear => LayerPrecision::Weights8,
-            // Where each layer is measured alone, the head is measured as well.
-            Kind::Gemm | Kind::MatMul if !flags.int8_head && !mixed => LayerPrecision::Weights8,
+            Kind::Gemm | Kind::MatMul if !flags.int8_head => LayerPrecision::Weights8,
             _ => LayerPrecision::Int8,
         };
         let write = |precision: &dyn Fn(&Layer) -> LayerPrecision| -> Result<ModelProto> {

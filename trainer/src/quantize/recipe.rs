@@ -126,7 +126,8 @@ pub struct QuantizeFlags {
     /// Take the sides of a concatenation apart where their ranges differ by more than this factor
     #[arg(long, value_name = "FACTOR", default_value_t = split::APART)]
     pub split_above: f32,
-    /// Quantise matrix products (the head) like convolutions, not their weights only
+    /// Quantise matrix products (the head) like convolutions, not their weights only; with mixed
+    /// precision those that are measured harmless
     #[arg(long)]
     pub int8_head: bool,
     /// Keep layers whose name contains one of these in float32

@@ -11,7 +11,7 @@ use super::cell::{CellRun, CellSpec};
 use super::layers::{self, LayerNoise};
 use super::report::{self, Results};
 use super::tiles::Tiles;
-use crate::engine::{ENGINES, Normalization};
+use crate::engine::{self, Normalization};
 use crate::model::{Metadata, OnnxFile, hex};
 use crate::output::atomic;
 use crate::{Error, Result};
@@ -114,10 +114,7 @@ pub fn run(settings: &Settings, told: &mut dyn FnMut(&str)) -> Result<Results> {
 
     let mut cells = Vec::new();
     let engines: Vec<String> = match settings.engines.as_slice() {
-        [] => {
-            let processor = ENGINES.iter().filter(|engine| !engine.graphics);
-            processor.map(|engine| engine.name.to_owned()).collect()
-        }
+        [] => engine::present().map(|engine| engine.name.to_owned()).collect(),
         named => named.to_vec(),
     };
     for (model, facts) in models.iter().enumerate() {
