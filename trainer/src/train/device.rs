@@ -10,7 +10,7 @@ pub enum DeviceName {
     /// The processor
     #[default]
     Cpu,
-    /// A graphics processor through Vulkan
+    /// A graphics processor through Vulkan, Metal or DirectX 12
     Wgpu,
     /// An NVIDIA graphics processor
     Cuda,
@@ -23,7 +23,7 @@ impl DeviceName {
             #[cfg(feature = "cpu")]
             Self::Cpu => Ok(Device::flex()),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
+            Self::Wgpu => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
             #[cfg(feature = "cuda")]
             Self::Cuda => Ok(Device::cuda(0)),
             #[allow(unreachable_patterns, reason = "reached only without every device compiled in")]
