@@ -6,8 +6,9 @@
 //! into the bias.
 
 use super::conv::{Geometry, frame};
-use super::lower::{Context, Dispatches, gather, threads};
+use super::lower::{Context, Dispatches};
 use super::map::Frame;
+use super::pixelwise::{gather, threads};
 use super::shader::{Kernel, Weights, Writer, groups};
 use super::{Lowered, refuse};
 use crate::engine::fused::{Activation, Channels, FusedOp, Grid, IntegerConv, Step};

@@ -16,7 +16,9 @@ mod legalise;
 mod lower;
 mod map;
 mod peak;
+mod pixelwise;
 mod program;
+mod reduce;
 #[cfg(test)]
 mod reference;
 mod resident;
@@ -25,6 +27,8 @@ mod shader;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod tiling;
+mod timing;
 mod tune;
 mod winograd;
 mod worker;

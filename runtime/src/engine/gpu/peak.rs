@@ -3,7 +3,8 @@
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
 
 use super::adapter::Device;
-use super::resident::{pipeline, timestamps};
+use super::resident::pipeline;
+use super::timing::timestamps;
 use crate::engine::DevicePeak;
 
 /// Threads of a workgroup of both probes.

@@ -138,7 +138,7 @@ fn tilings_are_measured_once_kept_and_change_no_number() {
         resident.wait(flight, std::time::Duration::from_secs(60)).unwrap().remove(0)
     };
     let expected = predict(&Default::default());
-    for &tiling in super::conv::Tiling::candidates(true) {
+    for &tiling in super::tiling::Tiling::candidates(true) {
         let choices = first.keys().map(|shape| (shape.clone(), tiling)).collect();
         assert_eq!(predict(&choices), expected, "{tiling:?}");
     }

@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::adapter::Device;
-use super::conv::Tiling;
 use super::program::Program;
 use super::resident::Resident;
 use super::shader::Abilities;
+use super::tiling::Tiling;
 use crate::engine::fused::FusedGraph;
 use crate::output::atomic;
 
-/// Tilings by shape; see [`super::conv::shape`].
+/// Tilings by shape; see [`super::tiling::shape`].
 pub(super) type Choices = BTreeMap<String, Tiling>;
 
 /// Batches measured for each tiling.

@@ -5,8 +5,9 @@
 //! a result must not change with a cache.
 
 use super::Lowered;
-use super::lower::{Context, Dispatches, gather};
+use super::lower::{Context, Dispatches};
 use super::map::{Frame, Map};
+use super::pixelwise::gather;
 use super::shader::{Weights, groups};
 use crate::engine::fused::{BufferSpec, Conv, FusedOp, Layout};
 
