@@ -43,6 +43,11 @@ impl Client {
         }
     }
 
+    /// SHA-256 of the model that the host introduced itself with.
+    pub(super) fn model(&self, introduction: usize) -> [u8; 32] {
+        self.ups[introduction].model.as_ref().unwrap().sha256
+    }
+
     /// Keeps the session alive until this holds.
     pub(super) fn until(&mut self, what: &str, is: impl Fn(&Self) -> bool) {
         wait_for(what, || {
