@@ -72,6 +72,13 @@ fn every_precision_runs_here_and_in_onnxruntime() {
     let first = bench();
     let table = first.ok();
     assert!(table.contains("broken.onnx") && table.contains("not an ONNX file"), "{table}");
+    let results = |folder: &str| -> serde_json::Value {
+        let text = std::fs::read(work.path().join(folder).join("quant.json")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    };
+    for row in results("bench")["rows"].as_array().unwrap() {
+        assert_eq!(row["problem"].is_null(), row["model"] != "broken.onnx", "{row}");
+    }
     let again = bench();
     again.ok();
     assert!(again.stderr().contains("kept from before"), "{}", again.stderr());
@@ -93,8 +100,7 @@ fn every_precision_runs_here_and_in_onnxruntime() {
     command.args(["bench", "quant", &any, &any_int8, "--data", &at("data"), "--threads", "1,2"]);
     command.args(["--repetitions", "2", "--timed", "2", "--tiles", "4", "-o", &at("any")]);
     Run::of(&mut command).ok();
-    let results = std::fs::read(work.path().join("any/quant.json")).unwrap();
-    let results: serde_json::Value = serde_json::from_slice(&results).unwrap();
+    let results = results("any");
     let rows = results["rows"].as_array().unwrap();
     for row in rows {
         assert!(row["problem"].is_null() && row["p99_ms"].as_f64() > Some(0.0), "{row}");

@@ -16,6 +16,9 @@ use crate::{Error, Result};
 /// Outputs named in a row because their noise is largest.
 const WORST_OUTPUTS: usize = 5;
 
+/// What stands for no noise at all.
+pub(super) const EXACT_DB: f64 = 200.0;
+
 /// Everything a benchmark found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Results {
@@ -211,7 +214,8 @@ impl Results {
 impl OutputNoise {
     /// The noisiest, in words.
     fn worst(&self) -> String {
-        let mut order: Vec<usize> = (0..self.sqnr_db.len()).collect();
+        let mut order: Vec<usize> =
+            (0..self.sqnr_db.len()).filter(|&k| self.sqnr_db[k] < EXACT_DB).collect();
         order.sort_by(|&a, &b| self.sqnr_db[a].total_cmp(&self.sqnr_db[b]));
         let named = |&k: &usize| format!("{} {:.1}", self.outputs[k], self.sqnr_db[k]);
         order.iter().take(WORST_OUTPUTS).map(named).collect::<Vec<_>>().join(", ")

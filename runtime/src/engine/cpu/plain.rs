@@ -141,9 +141,9 @@ pub(super) fn pool(
 }
 
 /// Copies between the graph's order `[channels, height, width]` and a map's.
-pub(super) fn layout(
-    from: &[f32],
-    to: &mut [f32],
+pub(super) fn layout<T: Copy>(
+    from: &[T],
+    to: &mut [T],
     [height, width, channels]: [usize; 3],
     into_map: bool,
 ) {

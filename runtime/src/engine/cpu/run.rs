@@ -214,6 +214,11 @@ impl Port {
         // SAFETY: as in `run`; the element type is the buffer's.
         unsafe {
             if let Some(dims) = self.map {
+                if self.element.size_of() == 1 {
+                    let mut bytes = vec![0u8; self.place.len];
+                    plain::layout(arena.read(self.place), &mut bytes, dims, false);
+                    return Tensor::from_raw_dt(self.element, &self.shape, &bytes);
+                }
                 let mut values = vec![0.0f32; self.place.len];
                 plain::layout(arena.read(self.place), &mut values, dims, false);
                 return Tensor::from_shape(&self.shape, &values);
@@ -236,8 +241,13 @@ impl Port {
         // SAFETY: as in `run`; the element type is the buffer's.
         unsafe {
             if let Some(dims) = self.map {
-                let to = arena.write::<f32>(self.place, 0..self.place.len);
-                plain::layout(view.as_slice::<f32>()?, to, dims, true);
+                let all = 0..self.place.len;
+                if self.element.size_of() == 1 {
+                    plain::layout(view.as_bytes(), arena.write::<u8>(self.place, all), dims, true);
+                } else {
+                    let to = arena.write::<f32>(self.place, all);
+                    plain::layout(view.as_slice::<f32>()?, to, dims, true);
+                }
             } else {
                 let bytes = Place { len: self.place.len * self.element.size_of(), ..self.place };
                 arena.write::<u8>(bytes, 0..bytes.len).copy_from_slice(view.as_bytes());

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::figures::percentile;
-use super::report::{Results, Row};
+use super::report::{EXACT_DB, Results, Row};
 
-const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:1120px;margin:2em auto;\
+const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:1240px;margin:2em auto;\
     padding:0 1em;color:#222}h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}\
     h3{font-size:1em;margin:1.2em 0 .4em}small{font-weight:normal;color:#555}\
     table{border-collapse:collapse;font-size:13px}td,th{padding:.25em .6em;text-align:right;\
@@ -86,9 +86,7 @@ const ACCURACY: &[Column] = &[
     ("95 %", |row| range(row.difference_low, row.difference_high, 4)),
     ("MAE", |row| number(row.mae, 4)),
     ("SQNR dB", |row| row.sqnr_db.map_or("–".into(), decibels)),
-    ("largest difference", |row| {
-        row.largest_difference.map_or("–".into(), |v| format!("{v:.1e}"))
-    }),
+    ("largest diff.", |row| row.largest_difference.map_or("–".into(), |v| format!("{v:.1e}"))),
     ("SHA-256 of outputs", |row| row.outputs_sha256.chars().take(8).collect()),
 ];
 
@@ -180,8 +178,8 @@ fn output_table(results: &Results) -> String {
     }
     let mut text = String::from(
         "<h2>Noise of single outputs</h2>\n<div class=\"scroll\"><table><tr><th>model</th>\
-         <th>engine</th><th>threads</th><th>lowest dB</th><th>median</th><th>highest</th>\
-         <th>noisiest outputs</th></tr>\n",
+         <th class=\"text\">engine</th><th>threads</th><th>lowest dB</th><th>median</th><th>highest</th>\
+         <th class=\"text\">noisiest outputs</th></tr>\n",
     );
     for noise in &results.outputs {
         let row = &results.rows[noise.row];
@@ -204,7 +202,7 @@ fn output_table(results: &Results) -> String {
 
 /// A ratio in dB, in words where nothing differs.
 fn decibels(db: f64) -> String {
-    if db >= 200.0 { "exact".into() } else { format!("{db:.1}") }
+    if db >= EXACT_DB { "exact".into() } else { format!("{db:.1}") }
 }
 
 fn escape(text: &str) -> String {
