@@ -139,7 +139,12 @@ pub(super) unsafe fn run(
             }
             Work::Plain(map) => plain::map(map, arena, scratch, parts),
             Work::Layout { from, to, dims, into_map } => {
-                plain::layout(arena.read(*from), arena.write(*to, 0..to.len), *dims, *into_map);
+                plain::layout::<f32>(
+                    arena.read(*from),
+                    arena.write(*to, 0..to.len),
+                    *dims,
+                    *into_map,
+                );
             }
             // The session runs them: each has its own state.
             Work::Tract { .. } => {}
