@@ -27,12 +27,13 @@ fn adapter_or_skip() -> bool {
 }
 
 /// Predicts two tiles; the report and all numbers of the table.
-fn predict(directory: &Path, engine: &str) -> (Value, Vec<f32>) {
+fn predict(directory: &Path, engine: &str, adapter: &str) -> (Value, Vec<f32>) {
     let centres = directory.join("spots.csv");
     std::fs::write(&centres, "x,y\n900,1000\n700,512\n").unwrap();
-    let out = directory.join(engine);
+    let out = directory.join(format!("{engine}-{adapter}"));
     Run::of(
         program("diffbulk")
+            .env("DIFFBULK_GPU", adapter)
             .args(["predict", "--format", "csv", "--engine", engine, "--at"])
             .arg(&centres)
             .arg(data(SLIDE))
@@ -53,11 +54,11 @@ fn the_adapter_predicts_what_the_processor_predicts() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let (report, found) = predict(directory.path(), "wgpu");
+    let (report, found) = predict(directory.path(), "wgpu", "");
     assert_eq!(report["engines"].as_array().unwrap().len(), 1, "{report}");
     assert_eq!(report["engines"][0]["engine"], "wgpu");
     assert_eq!(report["engines"][0]["tiles"], 2);
-    let (_, expected) = predict(directory.path(), "cpu");
+    let (_, expected) = predict(directory.path(), "cpu", "");
     assert_eq!(found.len(), expected.len());
     assert!(found.len() > 500);
     for (found, expected) in found.iter().zip(&expected) {
@@ -66,13 +67,18 @@ fn the_adapter_predicts_what_the_processor_predicts() {
 }
 
 #[test]
-fn auto_takes_the_processor_where_the_only_adapter_is_software() {
+fn auto_takes_software_only_where_it_is_named() {
     let hardware = adapters().iter().any(|adapter| adapter["kind"] != "software");
     let directory = tempfile::tempdir().unwrap();
-    let (report, _) = predict(directory.path(), "auto");
+    let (report, _) = predict(directory.path(), "auto", "");
     let expected = if hardware { "wgpu" } else { "cpu" };
     assert_eq!(report["engines"][0]["engine"], expected, "{report}");
     assert_eq!(report["settings"]["engine"], "auto");
+    if adapter_or_skip() {
+        // Who names it, wants it.
+        let (report, _) = predict(directory.path(), "auto", "0");
+        assert_eq!(report["engines"][0]["engine"], "wgpu", "{report}");
+    }
 }
 
 #[test]

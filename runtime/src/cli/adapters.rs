@@ -1,11 +1,11 @@
 //! `diffbulk info --adapters`.
 
-use super::print;
 use crate::Result;
 
 /// Prints all adapters, the preferred first.
 #[cfg(feature = "wgpu")]
 pub(super) fn print_all(json: bool) -> Result<()> {
+    use super::print;
     use crate::engine::gpu::adapter::{Adapter, CHOICE, adapters};
 
     let all = adapters();

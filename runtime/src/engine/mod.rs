@@ -4,6 +4,14 @@
 //! any other ONNX file (an image encoder, an export under test) with the same loader, and [`Probe`]
 //! shows its inner tensors.
 
+#[cfg_attr(
+    not(feature = "wgpu"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "without devices there is nothing to choose between"
+    )
+)]
 mod auto;
 mod cpu;
 pub mod fused;
