@@ -1,13 +1,16 @@
-//! Frames: `COBS(payload, CRC-32 of payload in little endian) 0x00`.
+//! Frames: `COBS(payload, CRC-32 in little endian) 0x00`. The CRC is over the payload's length (32 bits, little
+//! endian, not sent) and the payload.
 //!
-//! CRC-32/ISO-HDLC finds every burst of up to 32 bits and lets one in 2^32 of longer damage through. The zero byte
-//! is a frame's end and nothing else, so a reader that lost its place finds it again at the next one.
+//! CRC-32/ISO-HDLC finds every burst of up to 32 bits and lets one in 2^32 of longer damage through. Without the length
+//! a payload whose beginning is followed by that beginning's own CRC, as `ff ff ff` by `00 ff ff ff`, would be a good
+//! frame when it is cut there. The zero byte is a frame's end and nothing else, so a reader that lost its place finds
+//! it again at the next one.
 
 use cobs::{CobsEncoder, DecodeResult, DecoderState};
-use crc::{CRC_32_ISO_HDLC, Crc};
+use crc::{CRC_32_ISO_HDLC, Crc, Digest};
 use thiserror::Error;
 
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 const CRC_BYTES: usize = 4;
 
 /// Why a frame was thrown away. A reader gives at most one of these a frame.
@@ -45,13 +48,13 @@ pub const fn max_len(payload: usize) -> usize {
 
 /// Writes the frame whose payload is the concatenation of `parts`, and returns its length.
 pub fn encode(parts: &[&[u8]], buf: &mut [u8]) -> Result<usize, NoRoom> {
-    let (mut crc, mut len) = (CRC.digest(), CRC_BYTES);
+    let len = parts.iter().map(|part| part.len()).sum();
+    if buf.len() < max_len(len) {
+        return Err(NoRoom);
+    }
+    let mut crc = seal(len);
     for part in parts {
         crc.update(part);
-        len += part.len();
-    }
-    if buf.len() < max_len(len - CRC_BYTES) {
-        return Err(NoRoom);
     }
     let mut cobs = CobsEncoder::new(buf);
     for part in parts {
@@ -63,7 +66,14 @@ pub fn encode(parts: &[&[u8]], buf: &mut [u8]) -> Result<usize, NoRoom> {
     Ok(end + 1)
 }
 
-/// CRC-32 of `parts` one after the other, the one frames use.
+/// The CRC of a payload of this length, before its bytes.
+fn seal(len: usize) -> Digest<'static, u32> {
+    let mut crc = CRC.digest();
+    crc.update(&(len as u32).to_le_bytes());
+    crc
+}
+
+/// CRC-32 of `parts` one after the other, without their length.
 pub fn crc32(parts: &[&[u8]]) -> u32 {
     let mut crc = CRC.digest();
     for part in parts {
@@ -143,7 +153,9 @@ impl<const N: usize> FrameReader<N> {
     fn checked(&self, len: usize) -> Result<&[u8], FrameError> {
         let (payload, crc) =
             self.buf[..len].split_last_chunk::<CRC_BYTES>().ok_or(FrameError::TooShort)?;
-        if CRC.checksum(payload) == u32::from_le_bytes(*crc) {
+        let mut sealed = seal(payload.len());
+        sealed.update(payload);
+        if sealed.finalize() == u32::from_le_bytes(*crc) {
             Ok(payload)
         } else {
             Err(FrameError::Crc)

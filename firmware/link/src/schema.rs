@@ -9,7 +9,7 @@ use crate::message::{FromHost, Hello, ToHost};
 use postcard_schema::key::Key;
 
 /// Version of framing and session rules; what the messages look like is in [`KEY`].
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// The schema key of this build.
 pub const KEY: u64 = key(PROTOCOL, &limits::ALL);
