@@ -14,6 +14,7 @@
 
 mod address;
 mod admission;
+mod allowance;
 mod field;
 mod health;
 mod hub;

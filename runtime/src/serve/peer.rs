@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
 use diffbulk_link::message::{FromHost, Hello, Role, ToHost};
 use diffbulk_link::session::{Down, Event, HostSession, Timing};
 
+use super::allowance::Allowance;
 use super::hub::{Closer, Input, LinkId};
 use super::metrics::{Metrics, count};
 use super::pixels::Assembler;
@@ -420,32 +421,5 @@ impl<'a> Talk<'a> {
             ));
         }
         Ok(())
-    }
-}
-
-/// Bytes that may be read, refilled as time goes by.
-struct Allowance {
-    per_second: f64,
-    left: f64,
-    at: Instant,
-}
-
-impl Allowance {
-    fn new(per_second: u64) -> Self {
-        let per_second = per_second.max(1) as f64;
-        Self { per_second, left: per_second, at: Instant::now() }
-    }
-
-    fn spend(&mut self, bytes: usize) {
-        let now = Instant::now();
-        let refill = now.duration_since(self.at).as_secs_f64() * self.per_second;
-        self.left = (self.left + refill).min(self.per_second) - bytes as f64;
-        self.at = now;
-    }
-
-    /// How long until something may be read again.
-    fn wait(&self) -> Duration {
-        let passed = self.at.elapsed().as_secs_f64() * self.per_second;
-        Duration::from_secs_f64((-(self.left + passed) / self.per_second).max(0.0))
     }
 }

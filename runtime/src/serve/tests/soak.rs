@@ -90,28 +90,24 @@ fn soak(columns: u32, rows: u32, rate: u64, allowed: Duration) {
     assert!(growth < FLAT, "memory grew by {growth} bytes from the second fifth to the last");
 }
 
-/// Columns and rows of tiles, and once in how many frames every fault happens.
+/// Columns and rows of tiles, and once in how many frames every fault happens: "320 320 200" makes
+/// 102,400 tiles, which take minutes.
 const SIZE: &str = "DIFFBULK_SOAK";
 
-/// Alone in its process, because it looks at the process's memory.
 #[test]
 fn a_bad_cable_loses_and_doubles_nothing() {
+    if let Ok(size) = std::env::var(SIZE) {
+        let numbers: Vec<u32> = size.split(' ').map(|number| number.parse().unwrap()).collect();
+        return soak(numbers[0], numbers[1], numbers[2].into(), Duration::from_secs(1800));
+    }
+    // Alone in its process, because it looks at the process's memory.
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "serve::tests::soak::alone", "--ignored", "--nocapture"])
+        .args(["--exact", "serve::tests::soak::a_bad_cable_loses_and_doubles_nothing"])
+        .arg("--nocapture")
         .env(SIZE, "64 24 60")
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("1536 tiles in"), "{text}");
-}
-
-/// 100,000 tiles: `cargo test --release --workspace --lib -- --exact serve::tests::soak::alone
-/// --ignored --nocapture`.
-#[test]
-#[ignore = "takes minutes; the test above runs it with fewer tiles"]
-fn alone() {
-    let size = std::env::var(SIZE).unwrap_or_else(|_| "320 320 200".into());
-    let numbers: Vec<u32> = size.split(' ').map(|number| number.parse().unwrap()).collect();
-    soak(numbers[0], numbers[1], numbers[2].into(), Duration::from_secs(1800));
 }
