@@ -56,8 +56,8 @@ impl Attention {
             head_size,
             scale,
             norm_eps,
-            token_panels: matrix::layout(isa, tokens),
-            size_panels: matrix::layout(isa, head_size),
+            token_panels: matrix::layout_for(isa, tokens),
+            size_panels: matrix::layout_for(isa, head_size),
             lanes: simd::block(isa).0,
         })
     }

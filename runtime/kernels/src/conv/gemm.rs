@@ -31,7 +31,7 @@ pub(super) struct GemmConv {
 impl GemmConv {
     pub(super) fn new(isa: Isa, spec: &ConvSpec, weights: &[f32], bias: &[f32]) -> Self {
         let lanes = simd::block(isa).0;
-        let panels = matrix::layout(isa, spec.out_channels);
+        let panels = matrix::layout_for(isa, spec.out_channels);
         let ([kh, kw], channels) = (spec.kernel, spec.in_channels());
         let k = kh * kw * channels;
         let mut packed = Aligned::zeroed(matrix::packed_len(&panels, lanes, k));

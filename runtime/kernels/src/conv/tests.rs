@@ -2,7 +2,10 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
-use super::{Conv2d, ConvAlgorithm, ConvSpec, SourceSpec, reference, winograd};
+use super::{
+    Conv2d, ConvAlgorithm, ConvSpec, Prepared, SourceSpec, reference,
+    winograd::{self, Size, When, Winograd},
+};
 use crate::{
     Activation, Epilogue, Isa, PixelNorm, Residual, Second, Source,
     testing::{cases, distance, instruction_sets, values},
@@ -119,6 +122,24 @@ impl Case {
         all
     }
 
+    /// The convolution prepared with Winograd weights that are transformed at other times than its shape's size
+    /// would have it.
+    fn transformed(&self, isa: Isa, algorithm: ConvAlgorithm) -> Vec<Conv2d> {
+        let size = match algorithm {
+            ConvAlgorithm::Winograd2 => Size::Two,
+            ConvAlgorithm::Winograd4 => Size::Four,
+            _ => return vec![],
+        };
+        let spec = self.spec.clone();
+        let (weights, bias) = (self.weights(), self.bias().unwrap_or(vec![0.0; spec.out_channels]));
+        let prepare = |when| {
+            let conv = Winograd::transformed(when, isa, &spec, size, &weights, &bias);
+            let prepared = Prepared::Winograd(conv);
+            Conv2d { spec: spec.clone(), isa, algorithm, prepared }
+        };
+        [When::Ahead, When::EachCall, When::EachBlock].map(prepare).into()
+    }
+
     fn check(&self) -> Result<(), TestCaseError> {
         let expected = self.reference();
         for isa in instruction_sets() {
@@ -132,6 +153,19 @@ impl Case {
                 )
                 .unwrap();
                 let found = self.run(&conv, self.rows.clone());
+                for other in self.transformed(isa, algorithm) {
+                    let other = self.run(&other, self.rows.clone());
+                    let bits = |all: &[Vec<f32>; 3]| {
+                        all.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>()
+                    };
+                    prop_assert_eq!(
+                        bits(&other),
+                        bits(&found),
+                        "{} {:?}: weights transformed at another time",
+                        isa,
+                        algorithm
+                    );
+                }
                 let bound = match algorithm {
                     ConvAlgorithm::Winograd4 => 5e-5,
                     ConvAlgorithm::GemmHalf => 1e-2,

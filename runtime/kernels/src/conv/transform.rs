@@ -20,8 +20,8 @@ pub(super) trait Tile {
     /// `A^T m` for one column: reads `PATCH` vectors, gives `OUT`.
     unsafe fn output<S: Simd>(m: [S::V; MOST_PATCH]) -> [S::V; 4];
 
-    /// `G g` for one column of the kernel: `PATCH` values.
-    fn kernel(g: [f64; 3]) -> [f64; MOST_PATCH];
+    /// `G g` for one column of the kernel: gives `PATCH` vectors.
+    unsafe fn kernel<S: Simd>(g: [S::V; 3]) -> [S::V; MOST_PATCH];
 }
 
 pub(super) struct Tile4;
@@ -60,9 +60,19 @@ impl Tile for Tile4 {
         ]
     }
 
-    fn kernel([a, b, c]: [f64; 3]) -> [f64; MOST_PATCH] {
-        let (one, two) = (-(a + c) / 6.0, a / 24.0 + c / 6.0);
-        [a / 4.0, one - b / 6.0, one + b / 6.0, two + b / 12.0, two - b / 12.0, c]
+    #[inline(always)]
+    unsafe fn kernel<S: Simd>([a, b, c]: [S::V; 3]) -> [S::V; MOST_PATCH] {
+        let (sixth, twelfth) = (S::splat(1.0 / 6.0), S::splat(1.0 / 12.0));
+        let one = S::mul(S::splat(-1.0 / 6.0), S::add(a, c));
+        let two = S::mul_add(sixth, c, S::mul(S::splat(1.0 / 24.0), a));
+        [
+            S::mul(S::splat(0.25), a),
+            S::neg_mul_add(sixth, b, one),
+            S::mul_add(sixth, b, one),
+            S::mul_add(twelfth, b, two),
+            S::neg_mul_add(twelfth, b, two),
+            c,
+        ]
     }
 }
 
@@ -80,13 +90,10 @@ impl Tile for Tile2 {
         [S::add(S::add(a, b), c), S::sub(S::sub(b, c), d), a, a]
     }
 
-    fn kernel([a, b, c]: [f64; 3]) -> [f64; MOST_PATCH] {
-        [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c, 0.0, 0.0]
+    #[inline(always)]
+    unsafe fn kernel<S: Simd>([a, b, c]: [S::V; 3]) -> [S::V; MOST_PATCH] {
+        let half = S::splat(0.5);
+        let sum = S::mul(half, S::add(a, c));
+        [a, S::mul_add(half, b, sum), S::neg_mul_add(half, b, sum), c, c, c]
     }
-}
-
-/// `G g G^T` of a kernel `[3][3]`: value at `[row][column]` of the `PATCH x PATCH` result.
-pub(super) fn kernel<T: Tile>(g: [[f64; 3]; 3]) -> [[f64; MOST_PATCH]; MOST_PATCH] {
-    let columns: [_; 3] = std::array::from_fn(|x| T::kernel([g[0][x], g[1][x], g[2][x]]));
-    std::array::from_fn(|y| T::kernel([columns[0][y], columns[1][y], columns[2][y]]))
 }

@@ -1,13 +1,17 @@
 //! Stride-1 3x3 convolution by Winograd's minimal filtering: patches of the input are transformed, each of their
 //! positions is a matrix product over channels, and the sums are transformed back. A block of tiles goes through all
 //! three steps while it is in cache.
+//!
+//! Large weights of maps with many tiles are kept as they are and transformed while running, panel by panel into the
+//! second-level cache: otherwise they would take four times their bytes of memory, and of its bandwidth for every tile
+//! of the slide.
 #![expect(unsafe_op_in_unsafe_fn, reason = "pointer arithmetic on slices that Conv2d::run checked")]
 
 use std::{marker::PhantomData, ops::Range};
 
 use super::{
     ConvSpec,
-    transform::{self, MOST_PATCH, Tile, Tile2, Tile4},
+    transform::{MOST_PATCH, Tile, Tile2, Tile4},
 };
 use crate::{
     Isa,
@@ -35,6 +39,11 @@ impl Size {
     fn patch(self) -> usize {
         self.out() + 2
     }
+
+    /// Tiles of the whole map.
+    fn tiles(self, spec: &ConvSpec) -> usize {
+        spec.out_height().div_ceil(self.out()) * spec.out_width().div_ceil(self.out())
+    }
 }
 
 #[derive(Debug)]
@@ -42,23 +51,55 @@ pub(super) struct Winograd {
     size: Size,
     panels: Vec<Panel>,
     lanes: usize,
-    /// `[position][panel][in_channels][columns * lanes]`.
+    /// Either the taps, `[panel][in_channels][9][columns * lanes]`, or already transformed,
+    /// `[panel][position][in_channels][columns * lanes]`.
     weights: Aligned,
+    when: When,
     bias: Aligned,
     zeros: Aligned,
     /// Tiles that go through the steps together.
     block: usize,
     in_channels: usize,
-    /// Floats between tiles and between positions of the transformed input and of the sums.
     strides: Strides,
 }
 
+/// When weights are transformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    /// While preparing: they are small, or serve too few tiles.
+    Ahead,
+    /// Once a call, for all its blocks of tiles.
+    EachCall,
+    /// For each block of tiles and panel, as they would not fit the cache together.
+    EachBlock,
+}
+
+impl When {
+    fn best(isa: Isa, spec: &ConvSpec, size: Size) -> Self {
+        let lanes = simd::block(isa).0;
+        let channels = spec.in_channels() * spec.out_channels.next_multiple_of(lanes);
+        let bytes = size.patch() * size.patch() * channels * size_of::<f32>();
+        if size == Size::Two || bytes * size.tiles(spec) <= WORTH_IT {
+            Self::Ahead
+        } else if bytes <= AT_ONCE {
+            Self::EachCall
+        } else {
+            Self::EachBlock
+        }
+    }
+}
+
+/// Floats between neighbours in scratch.
 #[derive(Debug, Clone, Copy)]
 struct Strides {
+    /// Tiles and positions of the transformed input.
     in_tile: usize,
     in_position: usize,
+    /// Tiles and positions of a panel's sums.
     out_tile: usize,
     out_position: usize,
+    /// Positions of a panel's transformed weights.
+    weights: usize,
 }
 
 /// Whether Winograd can compute it at all.
@@ -74,65 +115,76 @@ impl Winograd {
         weights: &[f32],
         bias: &[f32],
     ) -> Self {
-        match size {
-            Size::Two => Self::prepare::<Tile2>(isa, spec, size, weights, bias),
-            Size::Four => Self::prepare::<Tile4>(isa, spec, size, weights, bias),
-        }
+        Self::transformed(When::best(isa, spec, size), isa, spec, size, weights, bias)
     }
 
-    fn prepare<T: Tile>(
+    /// With the weights transformed at a time of the caller's choice.
+    pub(super) fn transformed(
+        when: When,
         isa: Isa,
         spec: &ConvSpec,
         size: Size,
         weights: &[f32],
         bias: &[f32],
     ) -> Self {
-        let (lanes, rows, _) = simd::block(isa);
-        let panels = matrix::layout(isa, spec.out_channels);
+        match size {
+            Size::Two => Self::prepare::<Tile2>(when, isa, spec, size, weights, bias),
+            Size::Four => Self::prepare::<Tile4>(when, isa, spec, size, weights, bias),
+        }
+    }
+
+    fn prepare<T: Tile>(
+        when: When,
+        isa: Isa,
+        spec: &ConvSpec,
+        size: Size,
+        weights: &[f32],
+        bias: &[f32],
+    ) -> Self {
+        let (lanes, rows, most) = simd::block(isa);
         let (channels, positions) = (spec.in_channels(), T::PATCH * T::PATCH);
-        let per_position = matrix::packed_len(&panels, lanes, channels);
-        // [position][in][out], then packed.
-        let mut plain = vec![0.0f32; positions * channels * spec.out_channels];
-        for o in 0..spec.out_channels {
-            for c in 0..channels {
-                let g = &weights[(o * channels + c) * 9..][..9];
-                let g = std::array::from_fn(|y| std::array::from_fn(|x| f64::from(g[y * 3 + x])));
-                let u = transform::kernel::<T>(g);
-                for p in 0..positions {
-                    plain[(p * channels + c) * spec.out_channels + o] =
-                        u[p / T::PATCH][p % T::PATCH] as f32;
-                }
-            }
-        }
-        let mut packed = Aligned::zeroed(positions * per_position);
-        for (p, out) in packed.as_mut_slice().chunks_exact_mut(per_position).enumerate() {
-            let weight = |k: usize, n: usize| plain[(p * channels + k) * spec.out_channels + n];
-            matrix::pack(&panels, lanes, channels, weight, out);
-        }
-        let bias = matrix::pad_bias(&panels, lanes, bias);
-        let (in_tile, out_tile) = (channels.next_multiple_of(16), bias.len());
-        let tiles = spec.out_height().div_ceil(T::OUT) * spec.out_width().div_ceil(T::OUT);
-        let block = block_size(tiles, rows, positions * (in_tile + out_tile));
+        let tiles = size.tiles(spec);
+        let vector = positions * channels * lanes * size_of::<f32>();
+        let most = if when == When::EachBlock { (PANEL / vector).clamp(1, most) } else { most };
+        let panels = matrix::layout(lanes, most, spec.out_channels);
+        let mut packed = Aligned::zeroed(matrix::packed_len(&panels, lanes, channels * 9));
+        let weight = |k: usize, n: usize| weights[(n * channels + k / 9) * 9 + k % 9];
+        matrix::pack(&panels, lanes, channels * 9, weight, packed.as_mut_slice());
+        let widest = panels.iter().map(|panel| panel.columns).max().unwrap_or(0) * lanes;
+        let in_tile = channels.next_multiple_of(16);
+        let room = if when == When::EachBlock { 2 * BLOCK } else { BLOCK };
+        let block = block_size(tiles, rows, room / (positions * (in_tile + widest)));
         // An odd number of cache lines between positions spreads them over the cache's sets.
-        let odd = |floats: usize| {
-            ((floats / 16) | 1) * 16 + if floats.is_multiple_of(16) { 0 } else { 32 }
+        let odd = |floats: usize| (floats.div_ceil(16) | 1) * 16;
+        let strides = Strides {
+            in_tile,
+            in_position: odd(block * in_tile),
+            out_tile: widest,
+            out_position: odd(block * widest),
+            weights: odd(channels * widest),
         };
-        Self {
+        let mut conv = Self {
             size,
+            bias: matrix::pad_bias(&panels, lanes, bias),
             panels,
             lanes,
             weights: packed,
-            bias,
+            when,
             zeros: Aligned::zeroed(spec.sources.iter().map(|s| s.channels).max().unwrap_or(0)),
             block,
             in_channels: channels,
-            strides: Strides {
-                in_tile,
-                in_position: odd(block * in_tile),
-                out_tile,
-                out_position: odd(block * out_tile),
-            },
+            strides,
+        };
+        if when == When::Ahead {
+            let transformed = Aligned::zeroed(conv.panels.len() * positions * strides.weights);
+            let taps = std::mem::replace(&mut conv.weights, transformed);
+            let to = conv.weights.as_mut_slice().as_mut_ptr();
+            // SAFETY: taps and room for all panels are as `TransformAll` wants them.
+            unsafe {
+                simd::dispatch(isa, TransformAll::<T>(&conv, taps.as_ptr(), to, PhantomData))
+            };
         }
+        conv
     }
 
     pub(super) fn weight_bytes(&self) -> usize {
@@ -140,8 +192,13 @@ impl Winograd {
     }
 
     pub(super) fn scratch_len(&self) -> usize {
-        let positions = self.size.patch() * self.size.patch();
-        positions * (self.strides.in_position + self.strides.out_position)
+        let (positions, st) = (self.size.patch() * self.size.patch(), self.strides);
+        let panels = match self.when {
+            When::Ahead => 0,
+            When::EachCall => self.panels.len(),
+            When::EachBlock => 1,
+        };
+        positions * (st.in_position + st.out_position + panels * st.weights)
     }
 
     pub(super) fn size(&self) -> Size {
@@ -160,118 +217,196 @@ impl Winograd {
         scratch: &mut [f32],
         rows: Range<usize>,
     ) {
+        let positions = self.size.patch() * self.size.patch();
         let input = scratch.as_mut_ptr();
-        let sums = input.add(self.size.patch() * self.size.patch() * self.strides.in_position);
+        let sums = input.add(positions * self.strides.in_position);
+        let weights = sums.add(positions * self.strides.out_position);
+        let parts = Parts { conv: self, spec, sources, finish, input, sums, weights, rows };
         match self.size {
-            Size::Two => {
-                simd::dispatch(
-                    isa,
-                    Run::<Tile2> {
-                        conv: self,
-                        spec,
-                        sources,
-                        finish,
-                        input,
-                        sums,
-                        rows,
-                        tile: PhantomData,
-                    },
-                );
-            }
-            Size::Four => {
-                simd::dispatch(
-                    isa,
-                    Run::<Tile4> {
-                        conv: self,
-                        spec,
-                        sources,
-                        finish,
-                        input,
-                        sums,
-                        rows,
-                        tile: PhantomData,
-                    },
-                );
-            }
+            Size::Two => simd::dispatch(isa, Run::<Tile2>(parts, PhantomData)),
+            Size::Four => simd::dispatch(isa, Run::<Tile4>(parts, PhantomData)),
         }
     }
 }
 
-/// Tiles of a block: whole register blocks whose transformed inputs and sums (`floats` a tile) take about half of a
-/// 512 KiB second-level cache.
-fn block_size(tiles: usize, rows: usize, floats: usize) -> usize {
-    let fit = (64 * 1024 / floats / rows * rows).clamp(rows, 8 * rows);
-    // Nearly equal blocks.
-    let count = tiles.div_ceil(fit);
-    tiles.div_ceil(count)
+/// Bytes of transformed weights times tiles up to which they are transformed while preparing. A transformation costs
+/// about as much as the products of 3 tiles, and what it saves is memory: so it pays for the largest weights of the
+/// largest maps.
+const WORTH_IT: usize = 32 << 20;
+
+/// Bytes of transformed weights up to which a call transforms all at once: what stays in a second-level cache beside a
+/// block.
+const AT_ONCE: usize = 640 * 1024;
+
+/// Bytes of a panel's transformed weights beyond which it is made narrower.
+const PANEL: usize = 400 * 1024;
+
+/// Floats of a block's transformed inputs and sums.
+const BLOCK: usize = 128 * 1024;
+
+/// Tiles of a block: nearly equal blocks of at most `most`, whole register blocks where there are several.
+fn block_size(tiles: usize, rows: usize, most: usize) -> usize {
+    let fit = (most / rows * rows).clamp(rows, 8 * rows);
+    tiles.div_ceil(tiles.div_ceil(fit))
 }
 
-struct Run<'a, T> {
+struct Parts<'a> {
     conv: &'a Winograd,
     spec: &'a ConvSpec,
     sources: [*const f32; 2],
     finish: Finish,
     input: *mut f32,
     sums: *mut f32,
+    weights: *mut f32,
     rows: Range<usize>,
+}
+
+struct Run<'a, T>(Parts<'a>, PhantomData<T>);
+
+/// The steps as kernels of their own, so that each is compiled once by itself.
+struct Gather<'a, 'b, T>(&'b Parts<'a>, Range<usize>, PhantomData<T>);
+struct Scatter<'a, 'b, T>(&'b Parts<'a>, &'b Panel, Range<usize>, PhantomData<T>);
+
+/// Transforms a panel's weights: `channels` times 9 taps of `columns` vectors to positions `stride` apart.
+struct Transform<T> {
+    channels: usize,
+    columns: usize,
+    taps: *const f32,
+    to: *mut f32,
+    stride: usize,
     tile: PhantomData<T>,
 }
 
-/// The steps as kernels of their own, so that each is compiled once by itself.
-struct Gather<'a, 'b, T>(&'b Run<'a, T>, Range<usize>);
-struct Scatter<'a, 'b, T>(&'b Run<'a, T>, Range<usize>);
+/// Transforms all panels, from the taps to positions `[panel][position]`.
+struct TransformAll<'a, T>(&'a Winograd, *const f32, *mut f32, PhantomData<T>);
 
 impl<T: Tile> Kernel for Run<'_, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (conv, s) = (self.conv, self.spec);
+        let (run, s) = (&self.0, self.0.spec);
+        let conv = run.conv;
         debug_assert_eq!(conv.lanes, S::LANES);
         let across = s.out_width().div_ceil(T::OUT);
-        let tiles = self.rows.start / T::OUT * across..self.rows.end.div_ceil(T::OUT) * across;
+        let tiles = run.rows.start / T::OUT * across..run.rows.end.div_ceil(T::OUT) * across;
+        let taps = conv.weights.as_ptr();
+        if conv.when == When::EachCall {
+            TransformAll::<T>(conv, taps, run.weights, PhantomData).run::<S>();
+        }
         for block in matrix::parts(tiles, conv.block) {
-            S::call(Gather(&self, block.clone()));
-            self.multiply::<S>(block.len());
-            S::call(Scatter(&self, block));
+            S::call(Gather::<T>(run, block.clone(), PhantomData));
+            for (i, panel) in conv.panels.iter().enumerate() {
+                let at = i * T::PATCH * T::PATCH * conv.strides.weights;
+                let weights = match conv.when {
+                    When::Ahead => taps.add(at),
+                    When::EachCall => run.weights.add(at).cast_const(),
+                    When::EachBlock => {
+                        S::call(Transform::<T>::new(conv, panel, taps, run.weights));
+                        run.weights.cast_const()
+                    }
+                };
+                run.multiply::<S, T>(panel, weights, block.len());
+                S::call(Scatter::<T>(run, panel, block.clone(), PhantomData));
+            }
+            if run.finish.needs_pixels() {
+                for tile in block {
+                    let (y0, x0) = (tile / across * T::OUT, tile % across * T::OUT);
+                    for y in run.rows.start.max(y0)..run.rows.end.min(y0 + T::OUT) {
+                        let first = (y - run.rows.start) * s.out_width() + x0;
+                        let end = first + (s.out_width() - x0).min(T::OUT);
+                        S::call(FinishPixels(&run.finish, first..end));
+                    }
+                }
+            }
         }
     }
 }
 
-impl<T: Tile> Run<'_, T> {
-    /// The matrix products of a block, one for each position.
+impl<T> Transform<T> {
+    /// Of `panel`, whose taps are among `taps`, to `to`.
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(&self, tiles: usize) {
+    unsafe fn new(conv: &Winograd, panel: &Panel, taps: *const f32, to: *mut f32) -> Self {
+        Self {
+            channels: conv.in_channels,
+            columns: panel.columns,
+            // The panels before have only whole vectors.
+            taps: taps.add(panel.start * conv.in_channels * 9),
+            to,
+            stride: conv.strides.weights,
+            tile: PhantomData,
+        }
+    }
+}
+
+impl<T: Tile> Kernel for TransformAll<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self(conv, taps, to, _) = self;
+        for (i, panel) in conv.panels.iter().enumerate() {
+            let to = to.add(i * T::PATCH * T::PATCH * conv.strides.weights);
+            S::call(Transform::<T>::new(conv, panel, taps, to));
+        }
+    }
+}
+
+impl<T: Tile> Kernel for Transform<T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let width = self.columns * S::LANES;
+        for k in 0..self.channels {
+            for c in (0..width).step_by(S::LANES) {
+                let taps = self.taps.add(k * 9 * width + c);
+                let tap = |y: usize, x: usize| S::load(taps.add((y * 3 + x) * width));
+                let mut columns = [[S::zero(); MOST_PATCH]; 3];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    *column = T::kernel::<S>([tap(0, x), tap(1, x), tap(2, x)]);
+                }
+                let to = self.to.add(k * width + c);
+                for y in 0..T::PATCH {
+                    let row = T::kernel::<S>([columns[0][y], columns[1][y], columns[2][y]]);
+                    for (x, v) in row.iter().enumerate().take(T::PATCH) {
+                        S::store(to.add((y * T::PATCH + x) * self.stride), *v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Parts<'_> {
+    /// The matrix products of a block of tiles with a panel, one for each position of the patch.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, T: Tile>(&self, panel: &Panel, weights: *const f32, tiles: usize) {
         let (conv, st) = (self.conv, self.conv.strides);
         let count = groups(tiles, S::ROWS);
-        let mut weights = conv.weights.as_ptr();
         for position in 0..T::PATCH * T::PATCH {
             let input = self.input.add(position * st.in_position);
             let sums = self.sums.add(position * st.out_position);
-            for panel in &conv.panels {
-                for i in 0..count {
-                    let (from, to) =
-                        (group_start(tiles, count, i), group_start(tiles, count, i + 1));
-                    let mut a = [std::ptr::null(); MOST_ROWS];
-                    for (r, a) in a.iter_mut().enumerate().take(to - from) {
-                        *a = input.add((from + r) * st.in_tile).cast_const();
-                    }
-                    Strip {
-                        rows: to - from,
-                        columns: panel.columns,
-                        a: a.as_ptr(),
-                        row_stride: MOST_ROWS,
-                        k: &conv.in_channels,
-                        segments: 1,
-                        b: weights,
-                        bias: std::ptr::null(),
-                        clip: None,
-                        out: sums.add(from * st.out_tile + panel.start),
-                        out_stride: st.out_tile,
-                    }
-                    .compute::<S>();
+            for i in 0..count {
+                let (from, to) = (group_start(tiles, count, i), group_start(tiles, count, i + 1));
+                let mut a = [std::ptr::null(); MOST_ROWS];
+                for (r, a) in a.iter_mut().enumerate().take(to - from) {
+                    *a = input.add((from + r) * st.in_tile).cast_const();
                 }
-                weights = weights.add(conv.in_channels * panel.columns * S::LANES);
+                Strip {
+                    rows: to - from,
+                    columns: panel.columns,
+                    a: a.as_ptr(),
+                    row_stride: MOST_ROWS,
+                    k: &conv.in_channels,
+                    segments: 1,
+                    b: weights.add(position * st.weights),
+                    bias: std::ptr::null(),
+                    clip: None,
+                    out: sums.add(from * st.out_tile),
+                    out_stride: st.out_tile,
+                }
+                .compute::<S>();
             }
         }
     }
@@ -283,9 +418,10 @@ impl<T: Tile> Kernel for Gather<'_, '_, T> {
     /// Transforms the input patches of a block of tiles.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (run, s, st) = (self.0, self.0.spec, self.0.conv.strides);
+        let Self(run, tiles, _) = self;
+        let (s, st) = (run.spec, run.conv.strides);
         let across = s.out_width().div_ceil(T::OUT);
-        for (t, tile) in self.1.enumerate() {
+        for (t, tile) in tiles.enumerate() {
             let y0 = (tile / across * T::OUT).wrapping_sub(s.padding[0]);
             let x0 = (tile % across * T::OUT).wrapping_sub(s.padding[1]);
             let inside = y0 < s.height
@@ -369,20 +505,23 @@ unsafe fn patch<S: Simd, T: Tile, const FULL: bool>(
 impl<T: Tile> Kernel for Scatter<'_, '_, T> {
     type Output = ();
 
-    /// Transforms the sums of a block of tiles back and finishes them.
+    /// Transforms the sums of a block of tiles and one panel back and finishes them, except for what needs all
+    /// channels of a pixel.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (run, s, st) = (self.0, self.0.spec, self.0.conv.strides);
+        let Self(run, panel, tiles, _) = self;
+        let (s, st) = (run.spec, run.conv.strides);
         let (width, n) = (s.out_width(), s.out_channels);
         let across = width.div_ceil(T::OUT);
-        for (t, tile) in self.1.enumerate() {
+        for (t, tile) in tiles.enumerate() {
             let (y0, x0) = (tile / across * T::OUT, tile % across * T::OUT);
             // Rows of the tile that the call computes, columns that exist.
             let ys = run.rows.start.max(y0) - y0..run.rows.end.min(y0 + T::OUT) - y0;
             let xs = (width - x0).min(T::OUT);
             let sums = run.sums.add(t * st.out_tile);
-            for c in (0..n).step_by(S::LANES) {
-                let bias = S::load(run.conv.bias.as_ptr().add(c));
+            for c in (0..panel.channels).step_by(S::LANES) {
+                let channel = panel.start + c;
+                let bias = S::load(run.conv.bias.as_ptr().add(channel));
                 let mut columns = [[S::zero(); 4]; MOST_PATCH];
                 for (x, column) in columns.iter_mut().enumerate().take(T::PATCH) {
                     let mut m = [S::zero(); MOST_PATCH];
@@ -397,15 +536,10 @@ impl<T: Tile> Kernel for Scatter<'_, '_, T> {
                 }
                 for y in ys.clone() {
                     for (x, v) in tile[y].iter().enumerate().take(xs) {
-                        let offset = ((y0 + y - run.rows.start) * width + x0 + x) * n + c;
-                        run.finish.vector::<S>(S::add(bias, *v), offset, S::LANES.min(n - c));
+                        let offset = ((y0 + y - run.rows.start) * width + x0 + x) * n + channel;
+                        let count = S::LANES.min(panel.channels - c);
+                        run.finish.vector::<S>(S::add(bias, *v), offset, count);
                     }
-                }
-            }
-            if run.finish.needs_pixels() {
-                for y in ys {
-                    let first = (y0 + y - run.rows.start) * width + x0;
-                    S::call(FinishPixels(&run.finish, first..first + xs));
                 }
             }
         }

@@ -3,5 +3,5 @@
 mod panels;
 mod strip;
 
-pub(crate) use panels::{Panel, layout, pack, packed_len, pad_bias, parts};
+pub(crate) use panels::{Panel, layout, layout_for, pack, packed_len, pad_bias, parts};
 pub(crate) use strip::{MOST_COLUMNS, MOST_ROWS, Strip, group_start, groups};

@@ -15,9 +15,15 @@ pub(crate) struct Panel {
     pub columns: usize,
 }
 
-/// How `n` output channels are cut into panels for `isa`: as few as can be, of nearly equal widths.
-pub(crate) fn layout(isa: Isa, n: usize) -> Vec<Panel> {
+/// How `n` output channels are cut into panels for `isa`'s register block.
+pub(crate) fn layout_for(isa: Isa, n: usize) -> Vec<Panel> {
     let (lanes, _, most) = simd::block(isa);
+    layout(lanes, most, n)
+}
+
+/// How `n` output channels are cut into panels of at most `most` vectors of `lanes` channels: as few as can be, of
+/// nearly equal widths.
+pub(crate) fn layout(lanes: usize, most: usize, n: usize) -> Vec<Panel> {
     let vectors = n.div_ceil(lanes);
     let count = vectors.div_ceil(most);
     (0..count)
