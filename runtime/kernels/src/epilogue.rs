@@ -38,6 +38,14 @@ pub enum Residual<'a> {
         /// Factor on it.
         scale: f32,
     },
+    /// `scale` times a map of half the result's height and width, each of whose pixels stands for four: the whole
+    /// map. Only convolutions that are not depthwise take it.
+    Enlarged {
+        /// `[height / 2, width / 2, channels]`.
+        data: &'a [f32],
+        /// Factor on it.
+        scale: f32,
+    },
     /// `scale` times what the destination holds before the call.
     InPlace {
         /// Factor on it.
@@ -119,9 +127,37 @@ impl Epilogue<'_> {
     /// Asserts that every slice fits `rows x width` pixels of `channels`.
     pub(crate) fn check(&self, rows: usize, width: usize, channels: usize) {
         let len = rows * width * channels;
-        if let Residual::Add { data, .. } = self.residual {
-            assert_eq!(data.len(), len, "residual: not the rows being computed");
+        match self.residual {
+            Residual::Add { data, .. } => {
+                assert_eq!(data.len(), len, "residual: not the rows being computed");
+            }
+            Residual::Enlarged { .. } => {
+                panic!("an enlarged residual, which only convolutions take")
+            }
+            Residual::None | Residual::InPlace { .. } => {}
         }
+        self.check_others(rows, width, channels);
+    }
+
+    /// As [`check`](Self::check) for rows of a whole map of `height` rows, whose residual may be enlarged.
+    pub(crate) fn check_map(&self, rows: usize, height: usize, width: usize, channels: usize) {
+        let Residual::Enlarged { data, .. } = self.residual else {
+            return self.check(rows, width, channels);
+        };
+        assert!(
+            height.is_multiple_of(2) && width.is_multiple_of(2),
+            "enlarged residual of an odd map"
+        );
+        assert_eq!(
+            data.len(),
+            height / 2 * (width / 2) * channels,
+            "enlarged residual: not the whole map"
+        );
+        self.check_others(rows, width, channels);
+    }
+
+    fn check_others(&self, rows: usize, width: usize, channels: usize) {
+        let len = rows * width * channels;
         if let Some(second) = &self.second {
             assert_eq!(second.data.len(), len, "second output: not the rows being computed");
         }
@@ -132,12 +168,13 @@ impl Epilogue<'_> {
 }
 
 /// Reference: finishes `dst`, which holds the sums; `before` is what it held before the call where the residual is
-/// in place.
+/// in place. `first` is the row of the map that `dst` begins with.
 #[cfg(test)]
 pub(crate) fn finish_reference(
     epilogue: &mut Epilogue,
     before: &[f32],
     dst: &mut [f32],
+    first: usize,
     width: usize,
     channels: usize,
 ) {
@@ -145,6 +182,11 @@ pub(crate) fn finish_reference(
         match epilogue.residual {
             Residual::None => {}
             Residual::Add { data, scale } => *v += scale * data[i],
+            Residual::Enlarged { data, scale } => {
+                let (pixel, c) = (i / channels, i % channels);
+                let (y, x) = ((first + pixel / width) / 2, pixel % width / 2);
+                *v += scale * data[(y * (width / 2) + x) * channels + c];
+            }
             Residual::InPlace { scale } => *v += scale * before[i],
         }
     }

@@ -17,6 +17,7 @@ pub(crate) struct Finish {
     channels: usize,
     residual: *const f32,
     residual_scale: f32,
+    enlarged: Option<Enlarged>,
     norm: Option<PixelNorm>,
     activation: VectorActivation,
     second: *mut f32,
@@ -24,13 +25,36 @@ pub(crate) struct Finish {
     second_activation: VectorActivation,
 }
 
+/// Where the rows being computed lie in a map whose residual is one of half its size.
+#[derive(Clone, Copy)]
+struct Enlarged {
+    first_row: usize,
+    width: usize,
+}
+
 impl Finish {
+    /// Of rows of a map `width` pixels wide, the first of which is `first_row`, with an epilogue that was checked
+    /// against the whole map.
+    pub(crate) fn of_map(
+        epilogue: &mut Epilogue,
+        dst: &mut [f32],
+        channels: usize,
+        first_row: usize,
+        width: usize,
+    ) -> Self {
+        let enlarged = matches!(epilogue.residual, Residual::Enlarged { .. });
+        let enlarged = enlarged.then_some(Enlarged { first_row, width });
+        Self { enlarged, ..Self::new(epilogue, dst, channels) }
+    }
+
     /// Of an epilogue that was checked against `dst`. A residual in place reads `dst`.
     pub(crate) fn new(epilogue: &mut Epilogue, dst: &mut [f32], channels: usize) -> Self {
         let dst = dst.as_mut_ptr();
         let (residual, residual_scale) = match epilogue.residual {
             Residual::None => (std::ptr::null(), 0.0),
-            Residual::Add { data, scale } => (data.as_ptr(), scale),
+            Residual::Add { data, scale } | Residual::Enlarged { data, scale } => {
+                (data.as_ptr(), scale)
+            }
             Residual::InPlace { scale } => (dst.cast_const(), scale),
         };
         let (second, second_scale, second_activation) = match &mut epilogue.second {
@@ -42,6 +66,7 @@ impl Finish {
             channels,
             residual,
             residual_scale,
+            enlarged: None,
             norm: epilogue.pixel_norm,
             activation: epilogue.activation.into(),
             second,
@@ -69,23 +94,56 @@ impl Finish {
         self.norm.is_some()
     }
 
+    /// The pixel of the residual that is added to pixel `pixel`, counted from the first being computed.
+    #[inline(always)]
+    pub(crate) fn residual_pixel(&self, pixel: usize) -> usize {
+        match self.enlarged {
+            None => pixel,
+            Some(Enlarged { first_row, width }) => {
+                (first_row + pixel / width) / 2 * (width / 2) + pixel % width / 2
+            }
+        }
+    }
+
     /// Finishes a vector of sums, of which the first `n` lanes count, and writes it at `offset`.
     ///
     /// # Safety
-    /// `offset + n` is within the rows being computed.
+    /// `offset + n` is within the rows being computed, and the residual is not enlarged.
     #[inline(always)]
     pub(crate) unsafe fn vector<S: Simd>(&self, v: S::V, offset: usize, n: usize) {
+        self.vector_with::<S>(v, offset, offset, n);
+    }
+
+    /// The same where the residual is read at `residual`, which is at the [pixel](Self::residual_pixel) that belongs
+    /// to it.
+    ///
+    /// # Safety
+    /// `offset + n` is within the rows being computed, and `residual + n` within the residual.
+    #[inline(always)]
+    pub(crate) unsafe fn vector_with<S: Simd>(
+        &self,
+        v: S::V,
+        offset: usize,
+        residual: usize,
+        n: usize,
+    ) {
         if n == S::LANES {
-            self.write::<S, true>(v, offset, n)
+            self.write::<S, true>(v, offset, residual, n)
         } else {
-            self.write::<S, false>(v, offset, n)
+            self.write::<S, false>(v, offset, residual, n)
         }
     }
 
     #[inline(always)]
-    unsafe fn write<S: Simd, const FULL: bool>(&self, mut v: S::V, offset: usize, n: usize) {
+    unsafe fn write<S: Simd, const FULL: bool>(
+        &self,
+        mut v: S::V,
+        offset: usize,
+        residual: usize,
+        n: usize,
+    ) {
         if !self.residual.is_null() {
-            let r = load::<S, FULL>(self.residual.add(offset), n);
+            let r = load::<S, FULL>(self.residual.add(residual), n);
             v = S::mul_add(S::splat(self.residual_scale), r, v);
         }
         if self.norm.is_some() {
@@ -164,11 +222,20 @@ impl Kernel for FinishTile<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let finish = self.finish;
         for r in 0..self.rows {
+            let offset = self.offset + r * self.pixel_stride;
+            let residual = match finish.enlarged {
+                None => offset,
+                Some(_) => {
+                    let (pixel, channel) = (offset / finish.channels, offset % finish.channels);
+                    finish.residual_pixel(pixel) * finish.channels + channel
+                }
+            };
             for c in (0..self.channels).step_by(S::LANES) {
                 let v = S::load(self.tile.add(r * self.stride + c));
                 let n = S::LANES.min(self.channels - c);
-                self.finish.vector::<S>(v, self.offset + r * self.pixel_stride + c, n);
+                finish.vector_with::<S>(v, offset + c, residual + c, n);
             }
         }
     }

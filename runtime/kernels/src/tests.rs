@@ -42,7 +42,7 @@ fn both(
     };
     let expected = run(&mut |epilogue, dst| {
         reference(dst);
-        finish_reference(epilogue, &[], dst, width, channels);
+        finish_reference(epilogue, &[], dst, 0, width, channels);
     });
     let found = run(&mut |epilogue, dst| kernel(epilogue, dst));
     distance(&found, &expected)

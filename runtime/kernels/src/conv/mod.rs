@@ -290,7 +290,11 @@ impl Conv2d {
             "scratch of {} floats where {needed} are needed (scratch_len_transformed for sources with factors or SiLU)",
             scratch.len()
         );
-        epilogue.check(rows.len(), s.out_width(), s.out_channels);
+        if s.depthwise {
+            epilogue.check(rows.len(), s.out_width(), s.out_channels);
+        } else {
+            epilogue.check_map(rows.len(), s.out_height(), s.out_width(), s.out_channels);
+        }
         if rows.is_empty() {
             return;
         }
@@ -320,7 +324,7 @@ impl Conv2d {
                 *map = copy.as_ptr();
             }
         }
-        let finish = Finish::new(epilogue, dst, s.out_channels);
+        let finish = Finish::of_map(epilogue, dst, s.out_channels, rows.start, s.out_width());
         // SAFETY: the maps, the destination and everything in the epilogue have just been checked against the shape;
         // the scratch is aligned and of the length asked for; `dst` is only written through `finish` meanwhile.
         unsafe {

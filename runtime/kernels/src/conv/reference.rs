@@ -62,6 +62,7 @@ pub(super) fn run(
                 *v = sum;
             }
         }
-        finish_reference(&mut epilogue.rows(i, 1, width, channels), before, dst, width, channels);
+        let mut epilogue = epilogue.rows(i, 1, width, channels);
+        finish_reference(&mut epilogue, before, dst, oy, width, channels);
     }
 }

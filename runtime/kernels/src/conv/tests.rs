@@ -61,13 +61,17 @@ impl Case {
         let row_len = s.out_width() * s.out_channels;
         let part = rows.start * row_len..rows.end * row_len;
         let residual = values(s.out_len(), self.seed + 4);
+        let even = [s.out_height(), s.out_width()].map(|side| side % 2 == 0 && !s.depthwise);
         let mut dst = residual[part.clone()].to_vec();
         let mut second = vec![0.0; part.len()];
         let mut sums = vec![0.0; rows.len() * s.out_channels];
         let mut epilogue = Epilogue {
             residual: match self.residual {
                 0 => Residual::None,
-                1 => Residual::Add { data: &residual[part.clone()], scale: 0.7 },
+                1 if even == [true; 2] => {
+                    Residual::Enlarged { data: &residual[..s.out_len() / 4], scale: 0.9 }
+                }
+                1 | 2 => Residual::Add { data: &residual[part.clone()], scale: 0.7 },
                 _ => Residual::InPlace { scale: -1.3 },
             },
             pixel_norm: self.norm.then_some(PixelNorm { eps: 0.2, gain: 1.5 }),
@@ -278,7 +282,7 @@ fn depthwise() -> impl Strategy<Value = ConvSpec> {
 fn case(spec: impl Strategy<Value = ConvSpec>) -> impl Strategy<Value = Case> {
     let flags =
         (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (spec, flags, activation(), 0u8..3, 0.0f64..1.0, 0.0f64..1.0, 0u64..1_000_000).prop_map(
+    (spec, flags, activation(), 0u8..4, 0.0f64..1.0, 0.0f64..1.0, 0u64..1_000_000).prop_map(
         |(spec, (bias, scale, silu, norm, second, row_sums), activation, residual, a, b, seed)| {
             let at = |share: f64| (share * (spec.out_height() + 1) as f64) as usize;
             let rows = at(a.min(b))..at(a.max(b));

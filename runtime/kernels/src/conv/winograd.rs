@@ -232,7 +232,7 @@ impl Winograd {
 /// Bytes of transformed weights times tiles up to which they are transformed while preparing. A transformation costs
 /// about as much as the products of 3 tiles, and what it saves is memory: so it pays for the largest weights of the
 /// largest maps.
-const WORTH_IT: usize = 32 << 20;
+const WORTH_IT: usize = 16 << 20;
 
 /// Bytes of transformed weights up to which a call transforms all at once: what stays in a second-level cache beside a
 /// block.
@@ -519,6 +519,13 @@ impl<T: Tile> Kernel for Scatter<'_, '_, T> {
             let ys = run.rows.start.max(y0) - y0..run.rows.end.min(y0 + T::OUT) - y0;
             let xs = (width - x0).min(T::OUT);
             let sums = run.sums.add(t * st.out_tile);
+            let pixel = |y: usize, x: usize| (y0 + y - run.rows.start) * width + x0 + x;
+            let mut residuals = [[0; 4]; 4];
+            for y in ys.clone() {
+                for (x, residual) in residuals[y].iter_mut().enumerate().take(xs) {
+                    *residual = run.finish.residual_pixel(pixel(y, x)) * n;
+                }
+            }
             for c in (0..panel.channels).step_by(S::LANES) {
                 let channel = panel.start + c;
                 let bias = S::load(run.conv.bias.as_ptr().add(channel));
@@ -536,9 +543,10 @@ impl<T: Tile> Kernel for Scatter<'_, '_, T> {
                 }
                 for y in ys.clone() {
                     for (x, v) in tile[y].iter().enumerate().take(xs) {
-                        let offset = ((y0 + y - run.rows.start) * width + x0 + x) * n + channel;
+                        let (offset, residual) =
+                            (pixel(y, x) * n + channel, residuals[y][x] + channel);
                         let count = S::LANES.min(panel.channels - c);
-                        run.finish.vector::<S>(S::add(bias, *v), offset, count);
+                        run.finish.vector_with::<S>(S::add(bias, *v), offset, residual, count);
                     }
                 }
             }

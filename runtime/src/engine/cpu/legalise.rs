@@ -7,8 +7,8 @@ use tract_onnx::prelude::Datum;
 
 use super::integer::tables;
 use crate::engine::fused::{
-    Activation, BufferId, BufferSpec, Channels, Core, FusedGraph, FusedOp, Input, Layout, Padding,
-    Pool, Step,
+    Activation, BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Input, Layout,
+    Padding, Pool, Step,
 };
 
 /// What a kernel does to its sums on the way out, in the kernels' order.
@@ -36,6 +36,8 @@ pub(super) enum Lead {
     None,
     /// Add a value to each channel.
     Bias,
+    /// The same, and what is added after it may be enlarged.
+    Conv,
     /// Multiply each channel with a value.
     Factor,
 }
@@ -44,7 +46,7 @@ pub(super) enum Lead {
 pub(super) fn epilogue(steps: &[Step], lead: Lead) -> Epilogue {
     let mut found = Epilogue::default();
     match (steps.first(), lead) {
-        (Some(Step::Offset(channels)), Lead::Bias)
+        (Some(Step::Offset(channels)), Lead::Bias | Lead::Conv)
         | (Some(Step::Scale(channels)), Lead::Factor) => {
             found.lead = Some(channels.clone());
             found.used += 1;
@@ -52,7 +54,7 @@ pub(super) fn epilogue(steps: &[Step], lead: Lead) -> Epilogue {
         _ => {}
     }
     if let Some(Step::Add { input, scale }) = steps.get(found.used)
-        && input.upsample == 1
+        && (input.upsample == 1 || is_enlarged(input, lead))
     {
         found.residual = Some((*input, *scale));
         found.used += 1;
@@ -71,6 +73,16 @@ pub(super) fn epilogue(steps: &[Step], lead: Lead) -> Epilogue {
         second(steps, &mut found);
     }
     found
+}
+
+/// What a kernel that begins with `conv` does before its epilogue.
+pub(super) fn lead(conv: &Conv) -> Lead {
+    if conv.groups == 1 { Lead::Conv } else { Lead::Bias }
+}
+
+/// True where the kernel reads each pixel of the map four times itself.
+fn is_enlarged(input: &Input, lead: Lead) -> bool {
+    lead == Lead::Conv && input.upsample == 2
 }
 
 /// `[factor] [activation] store` after the first store.
@@ -152,7 +164,8 @@ impl Legal {
                 if op.inputs.len() > most {
                     op.inputs = vec![self.gathered(&op.inputs)];
                 }
-                self.with_epilogue(op, Lead::Bias);
+                let lead = lead(conv);
+                self.with_epilogue(op, lead);
             }
             Core::IntegerConv(conv) => {
                 let exact = match op.steps.first() {
@@ -249,6 +262,7 @@ impl Legal {
         for k in 0..op.steps.len() {
             if let Step::Add { input, scale } = op.steps[k].clone()
                 && input.upsample != 1
+                && !(is_enlarged(&input, lead) && self::epilogue(&op.steps[..=k], lead).used > k)
             {
                 let input = self.gathered(&[input]);
                 op.steps[k] = Step::Add { input, scale };

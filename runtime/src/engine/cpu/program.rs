@@ -154,11 +154,20 @@ pub(super) enum Work {
 pub(super) struct Out {
     pub(super) width: usize,
     pub(super) channels: usize,
-    pub(super) residual: Option<(Place, f32)>,
+    pub(super) residual: Option<Added>,
     pub(super) norm: Option<PixelNorm>,
     pub(super) activation: kernels::Activation,
     pub(super) dst: Place,
     pub(super) second: Option<(f32, kernels::Activation, Place)>,
+}
+
+/// What is added to a kernel's sums.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Added {
+    pub(super) place: Place,
+    pub(super) scale: f32,
+    /// A map of half the height and width.
+    pub(super) enlarged: bool,
 }
 
 /// Steps for the plain interpreter, which knows them all.
@@ -425,7 +434,7 @@ impl Prepare<'_> {
                 (Work::Image { kernel, image: self.place(source), dst: self.place(dst) }, rows)
             }
             Core::Conv(ref conv) => {
-                let found = legalise::epilogue(&op.steps, Lead::Bias);
+                let found = legalise::epilogue(&op.steps, legalise::lead(conv));
                 let kernel = self.conv(&op, conv, found.lead.as_ref())?;
                 unit = kernel.row_unit();
                 about.kernel = kernel.algorithm().name().into();
@@ -630,7 +639,11 @@ impl Prepare<'_> {
         Ok(Out {
             width,
             channels,
-            residual: found.residual.map(|(input, scale)| (self.place(input.buffer), scale)),
+            residual: found.residual.map(|(input, scale)| Added {
+                place: self.place(input.buffer),
+                scale,
+                enlarged: input.upsample == 2,
+            }),
             norm: found.norm.map(|eps| PixelNorm { eps, gain: 1.0 }),
             activation: found.activation,
             dst: self.place(store),

@@ -35,6 +35,7 @@ fn is_block(graph: &FusedGraph, ops: &[FusedOp]) -> bool {
         && depthwise.dilation == [1, 1]
         && is_only_for(graph, &ops[0], &ops[1])
         && is_only_for(graph, &ops[1], &ops[2])
+        && adds_no_enlarged_map(&ops[2])
         && spec(graph, &ops[1], [expand, depthwise, project]).pays()
 }
 
@@ -65,6 +66,11 @@ fn is_pointwise(op: &FusedOp, conv: &Conv) -> bool {
         && conv.stride == [1, 1]
         && conv.padding == Padding::default()
         && matches!(op.inputs[..], [input] if input.upsample == 1)
+}
+
+/// The block's kernel adds only maps of its own size.
+fn adds_no_enlarged_map(op: &FusedOp) -> bool {
+    op.steps.iter().all(|step| !matches!(step, Step::Add { input, .. } if input.upsample != 1))
 }
 
 /// True when all that `maker` makes is one map that `reader` alone reads, with no more than a bias and

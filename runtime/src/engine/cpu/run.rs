@@ -9,7 +9,7 @@ use tract_onnx::tract_core::internal::ensure;
 
 use super::arena::{Arena, Place};
 use super::plain;
-use super::program::{Op, Out, Port, Work};
+use super::program::{Added, Op, Out, Port, Work};
 
 /// The parts that `thread` of `threads` computes.
 pub(super) fn share(op: &Op, thread: usize, threads: usize) -> Range<usize> {
@@ -171,7 +171,10 @@ unsafe fn epilogue<'a>(
     unsafe {
         let epilogue = Epilogue {
             residual: match out.residual {
-                Some((place, scale)) => {
+                Some(Added { place, scale, enlarged: true }) => {
+                    Residual::Enlarged { data: arena.read(place), scale }
+                }
+                Some(Added { place, scale, enlarged: false }) => {
                     Residual::Add { data: arena.read_part(place, values.clone()), scale }
                 }
                 None => Residual::None,
