@@ -13,6 +13,7 @@ pub mod model;
 pub mod output;
 pub mod picture;
 pub mod predict;
+mod process;
 pub mod scan_sim;
 pub mod serve;
 pub mod slide;

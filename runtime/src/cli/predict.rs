@@ -89,7 +89,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let stop = interrupt::flag()?;
     let model = Model::open(&locate::locate(arguments.model.as_deref())?)?;
     let request = arguments.request();
-    let report = predict::run(&request, &model, &stop, &*progress::for_terminal())?;
+    let report = predict::run_once(&request, model, &stop, &*progress::for_terminal())?;
     print(&summary(&report, &request.directory))?;
     if report.complete { Ok(()) } else { Err(Error::Interrupted) }
 }
@@ -142,11 +142,12 @@ fn summary(report: &RunReport, directory: &Path) -> String {
     }
     let _ = writeln!(
         text,
-        "\ntime: {} ({:.1} tiles/s; tissue {}, tiles {}, writing {})",
+        "\ntime: {} ({:.1} tiles/s; tissue {}, tiles {} of which the model {}, writing {})",
         duration(report.timings.total_s),
         report.timings.tiles_per_s,
         duration(report.timings.tissue_s),
         duration(report.timings.predict_s),
+        duration(report.timings.inference_s),
         duration(report.timings.write_s),
     );
     if !report.top_genes.is_empty() {

@@ -211,7 +211,17 @@ pub fn open(name: &str, model: &Model) -> Result<Box<dyn Engine>> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(name: &str, model: &Model, options: &Options) -> Result<Box<dyn Engine>> {
-    (find(name)?.open)(model, Cow::Borrowed(model.file().proto()), options)
+    open_graph(name, model, Cow::Borrowed(model.file().proto()), options)
+}
+
+/// As [`open_with`], with the model's graph apart from it.
+pub(crate) fn open_graph(
+    name: &str,
+    model: &Model,
+    graph: Cow<ModelProto>,
+    options: &Options,
+) -> Result<Box<dyn Engine>> {
+    (find(name)?.open)(model, graph, options)
 }
 
 /// As [`open_with`], for a model of which only metadata and identity are needed afterwards: its graph

@@ -10,6 +10,7 @@ pub mod locate;
 mod metadata;
 mod onnx;
 mod props;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod typed;

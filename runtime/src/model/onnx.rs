@@ -13,6 +13,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 pub use tract_onnx::pb;
 
+use super::stream::Stream;
 use crate::{Error, Result};
 
 /// Largest file that is read: the protobuf format itself ends at 2 GiB.
@@ -43,7 +44,8 @@ impl OnnxFile {
             }
             _ => Error::io(path)(error),
         })?;
-        let length = file.metadata().map_err(Error::io(path))?.len();
+        let about = file.metadata().map_err(Error::io(path))?;
+        let length = about.len();
         let too_large = || {
             Error::model(
                 path,
@@ -56,7 +58,10 @@ impl OnnxFile {
         if length > MAX_FILE_BYTES {
             return Err(too_large());
         }
-        let mut bytes = Vec::with_capacity(length as usize);
+        if about.is_file() {
+            return Self::from_stream(Stream::new(file, length as usize), length, path);
+        }
+        let mut bytes = vec![];
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
         if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(too_large());
@@ -64,17 +69,19 @@ impl OnnxFile {
         Self::from_bytes(&bytes, path)
     }
 
+    fn from_stream(mut stream: Stream<File>, bytes: u64, path: &Path) -> Result<Self> {
+        let proto = pb::ModelProto::decode(&mut stream);
+        let hash = stream.finish().map_err(Error::io(path))?;
+        let proto = proto.map_err(|error| undecodable(error, path))?;
+        Self::checked(proto, hex(&hash.finalize()), bytes, path)
+    }
+
     /// Decodes and checks `bytes`; `path` is only used to name the file in errors.
     ///
     /// # Errors
     /// As [`OnnxFile::open`].
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let proto = pb::ModelProto::decode(bytes).map_err(|error| {
-            Error::model(
-                path,
-                format!("not an ONNX file, or a damaged one ({error}); give a whole .onnx file"),
-            )
-        })?;
+        let proto = pb::ModelProto::decode(bytes).map_err(|error| undecodable(error, path))?;
         let sha256 = hex(&Sha256::digest(bytes));
         Self::checked(proto, sha256, bytes.len() as u64, path)
     }
@@ -245,6 +252,13 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+fn undecodable(error: prost::DecodeError, path: &Path) -> Error {
+    Error::model(
+        path,
+        format!("not an ONNX file, or a damaged one ({error}); give a whole .onnx file"),
+    )
 }
 
 fn check(proto: &pb::ModelProto) -> Result<(), String> {

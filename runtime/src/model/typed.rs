@@ -1,5 +1,6 @@
 //! The graph with all types and shapes worked out: what counting and running start from.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -9,13 +10,14 @@ use super::pb;
 use super::widen::{Rounding, widen};
 use crate::{Error, Result};
 
-/// The typed graph of `proto` for one input of shape `input`, its element type as declared.
-pub(crate) fn typed(proto: &pb::ModelProto, input: &[usize]) -> TractResult<TypedModel> {
-    let proto = &*widen(proto, Rounding::Kept);
+/// The typed graph of `proto` for one input of shape `input`, its element type as declared. A graph that comes owned is
+/// let go as soon as its weights are copied.
+pub(crate) fn typed(proto: Cow<pb::ModelProto>, input: &[usize]) -> TractResult<TypedModel> {
     let mut model = tract_onnx::onnx()
         // The declared output shapes carry a symbolic batch, which contradicts the fixed one.
         .with_ignore_output_shapes(true)
-        .model_for_proto_model(proto)?;
+        .model_for_proto_model(&widen(&proto, Rounding::Kept))?;
+    drop(proto);
     let declared = model.input_fact(0)?.clone();
     let fact = InferenceFact::new().with_shape(input);
     let fact = match declared.datum_type() {

@@ -16,6 +16,7 @@ pub(crate) mod testing;
 mod tests;
 mod tiles;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
@@ -32,7 +33,7 @@ use self::pipeline::{DamagedTile, Job, Outcome, Pipeline};
 pub(crate) use self::report::{Means, remove_outdated, rfc3339};
 use self::tiles::Tiles;
 use crate::engine;
-use crate::model::Model;
+use crate::model::{Model, pb::ModelProto};
 use crate::output::{self, Context, Row};
 use crate::slide::{self, Slide};
 use crate::tiling::tile_side;
@@ -101,10 +102,35 @@ pub fn run(
     stop: &AtomicBool,
     progress: &dyn Progress,
 ) -> Result<RunReport> {
+    run_graph(request, model, Cow::Borrowed(model.file().proto()), stop, progress)
+}
+
+/// As [`run`], for a model that is not needed afterwards: its weights are let go once the engine has
+/// read them.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_once(
+    request: &Request,
+    mut model: Model,
+    stop: &AtomicBool,
+    progress: &dyn Progress,
+) -> Result<RunReport> {
+    let graph = model.release_graph();
+    run_graph(request, &model, Cow::Owned(graph), stop, progress)
+}
+
+fn run_graph(
+    request: &Request,
+    model: &Model,
+    graph: Cow<ModelProto>,
+    stop: &AtomicBool,
+    progress: &dyn Progress,
+) -> Result<RunReport> {
     let start = (Instant::now(), SystemTime::now());
     check(request)?;
     let plan = Plan::new(request, model)?;
-    let engine = engine::open_with(&request.engine, model, &request.options)?;
+    let engine = engine::open_graph(&request.engine, model, graph, &request.options)?;
     std::fs::create_dir_all(&request.directory)
         .map_err(|error| output::atomic::explain(&request.directory, error))?;
     let journal_path = Journal::path_for(&request.directory, &plan.stem);
@@ -258,7 +284,7 @@ impl<'a> Plan<'a> {
 
         let clock = Instant::now();
         progress.tiles(to_predict, journal.resumed() + journal.damaged());
-        self.predict(journal, engine, wanted.clone(), stop, progress)?;
+        let inference_s = self.predict(journal, engine, wanted.clone(), stop, progress)?;
         if journal.rows() == 0 && journal.damaged() > 0 && journal.damaged() == to_predict {
             return Err(Error::slide(
                 self.slide.path(),
@@ -328,6 +354,7 @@ impl<'a> Plan<'a> {
                 open_s,
                 tissue_s,
                 predict_s,
+                inference_s,
                 write_s,
                 total_s: start.0.elapsed().as_secs_f64(),
                 tiles_per_s: if predict_s > 0.0 { new as f64 / predict_s } else { 0.0 },
@@ -358,7 +385,7 @@ impl<'a> Plan<'a> {
         wanted: impl Iterator<Item = Job> + Send,
         stop: &AtomicBool,
         progress: &dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<f64> {
         let last = journal.last_index();
         let left = wanted.filter(move |job| last.is_none_or(|last| job.tile.index > last));
         let pipeline = Pipeline {
@@ -370,7 +397,7 @@ impl<'a> Plan<'a> {
             threads: self.request.threads,
             stop,
         };
-        pipeline.run(left, |outcome, ran_on| {
+        let spent = pipeline.run(left, |outcome, ran_on| {
             if let Some(engine) = ran_on {
                 journal.rows_of(engine)?;
             }
@@ -388,7 +415,8 @@ impl<'a> Plan<'a> {
             }
             Ok(())
         })?;
-        journal.sync()
+        journal.sync()?;
+        Ok(spent.as_secs_f64() / self.request.threads.max(1) as f64)
     }
 
     /// Streams the journal through every sink.

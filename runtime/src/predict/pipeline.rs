@@ -10,12 +10,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::engine::{Engine, Session};
 use crate::model::Confidence;
 use crate::output::Row;
+use crate::process::thread_cpu_ms;
 use crate::slide::Slide;
 use crate::tiling::{Tile, read_tile};
 use crate::{Error, Result};
@@ -79,11 +81,16 @@ impl Pipeline<'_> {
     /// Runs `jobs` and calls `write` with what became of each and the engine that predicted it, in
     /// their order, on this thread.
     /// When [`Pipeline::stop`] is set no new tile is started and those under way are finished.
+    /// Gives the processor time of all inference threads, where the system tells.
     ///
     /// # Errors
     /// The first error of any stage or of `write`, damage of single tiles apart; the rows before
     /// it have been written.
-    pub fn run<J>(&self, jobs: J, mut write: impl FnMut(Outcome, RanOn) -> Result<()>) -> Result<()>
+    pub fn run<J>(
+        &self,
+        jobs: J,
+        mut write: impl FnMut(Outcome, RanOn) -> Result<()>,
+    ) -> Result<Duration>
     where
         J: Iterator<Item = Job> + Send,
     {
@@ -109,9 +116,13 @@ impl Pipeline<'_> {
                     (jobs_in.clone(), to_infer.clone(), to_write.clone());
                 scope.spawn(move || self.read(&jobs_in, &to_infer, &to_write));
             }
+            let mut inference = vec![];
             for session in sessions {
                 let (read_in, to_write) = (read_in.clone(), to_write.clone());
-                scope.spawn(move || self.infer(session, &read_in, &to_write));
+                inference.push(scope.spawn(move || {
+                    self.infer(session, &read_in, &to_write);
+                    thread_cpu_ms().unwrap_or(0.0)
+                }));
             }
             // Only the threads hold the queues now: each stage ends when the one before it has.
             drop((jobs_in, to_infer, read_in, to_write));
@@ -123,7 +134,8 @@ impl Pipeline<'_> {
             // Both ends that this thread held are gone now, which ends every stage even when an
             // error left work in the queues.
             drop(ticket_back);
-            result
+            let spent: f64 = inference.into_iter().filter_map(|thread| thread.join().ok()).sum();
+            result.map(|()| Duration::from_secs_f64(spent / 1e3))
         })
     }
 
@@ -253,7 +265,6 @@ pub(crate) fn caught<T>(stage: &str, job: &Job, work: impl FnOnce() -> Result<T>
 mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicUsize;
-    use std::time::Duration;
 
     use super::*;
     use crate::predict::testing::{FlatSlide, flat_slide};
@@ -337,7 +348,7 @@ mod tests {
             }
             Ok(())
         });
-        (rows, result)
+        (rows, result.map(|_| ()))
     }
 
     fn leak(odd: Odd) -> &'static Odd {

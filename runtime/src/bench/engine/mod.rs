@@ -1,7 +1,6 @@
 //! What an engine costs on this machine: loading, one tile as fast as possible, as many tiles as
 //! possible, memory, and each operator.
 
-mod process;
 mod report;
 
 use std::path::PathBuf;
@@ -13,6 +12,7 @@ use serde::Serialize;
 
 use crate::engine::{self, DevicePeak, Engine, OperatorTime};
 use crate::model::Model;
+use crate::process;
 use crate::{Error, Result};
 
 pub use report::text;

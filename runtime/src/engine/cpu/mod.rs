@@ -51,9 +51,11 @@ pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engi
     let genes = model.metadata().panel.len();
     let isa = Isa::from_environment().map_err(|problem| Error::Request(problem.to_string()))?;
     let program = guarded(model.path(), || {
-        let graph = typed(&widen(&proto, Rounding::Left), &input)?;
-        drop(proto);
-        Program::new(fused::fuse(graph)?, isa)
+        let wide = match widen(&proto, Rounding::Left) {
+            Cow::Owned(wide) => Some(Cow::Owned(wide)),
+            Cow::Borrowed(_) => None,
+        };
+        Program::new(fused::fuse(typed(wide.unwrap_or(proto), &input)?)?, isa)
     })?;
     let bytes = input.iter().product();
     let fits = matches!(program.inputs.as_slice(), [image]

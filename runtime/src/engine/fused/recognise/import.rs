@@ -416,23 +416,42 @@ impl Import<'_> {
         };
         let factor = oh / h.max(1);
         let whole = factor > 1 && oc == c && oh == h * factor && ow == w * factor;
-        if !whole || c * h * w > 1 << 22 {
+        if !whole {
             return None;
         }
-        let probe: Vec<f32> = (0..c * h * w).map(|k| k as f32).collect();
-        let mut arguments: TVec<TValue> =
-            tvec![Tensor::from_shape(&[1, c, h, w], &probe).ok()?.into_tvalue()];
-        for &id in rest {
-            arguments.push(self.graph.constant(id)?.clone().into_tvalue());
-        }
-        let result = op.eval_out_of_plan(arguments).ok()??;
-        let result = result.first()?.try_as_plain_ram().ok()?;
-        let repeated = result.as_slice::<f32>().ok()?.iter().enumerate().all(|(k, value)| {
-            let (plane, y, x) = (k / (oh * ow), k / ow % oh, k % ow);
-            *value == probe[(plane * h + y / factor) * w + x / factor]
-        });
-        repeated.then_some(factor)
+        let constants: TVec<&Arc<Tensor>> =
+            rest.iter().map(|&id| self.graph.constant(id)).collect::<Option<_>>()?;
+        // One channel tells of all, unless the operator's constants say how many there are.
+        let one = repeats(op, &constants, [1, h, w], factor);
+        let every = || repeats(op, &constants, [c, h, w], factor);
+        one.or_else(every).unwrap_or(false).then_some(factor)
     }
+}
+
+/// Whether `op` repeats every pixel of a `[channels, height, width]` map `factor` times along both axes; none where it
+/// does not take such a map.
+fn repeats(
+    op: &dyn TypedOp,
+    constants: &[&Arc<Tensor>],
+    [c, h, w]: [usize; 3],
+    factor: usize,
+) -> Option<bool> {
+    let (oh, ow) = (h * factor, w * factor);
+    if c * h * w > 1 << 22 {
+        return None;
+    }
+    let probe: Vec<f32> = (0..c * h * w).map(|k| k as f32).collect();
+    let mut arguments: TVec<TValue> =
+        tvec![Tensor::from_shape(&[1, c, h, w], &probe).ok()?.into_tvalue()];
+    arguments.extend(constants.iter().map(|&constant| Arc::clone(constant).into_tvalue()));
+    let result = op.eval_out_of_plan(arguments).ok()??;
+    let result = result.first().filter(|result| result.shape() == [1, c, oh, ow])?;
+    let result = result.try_as_plain_ram().ok()?;
+    let mut rows = result.as_slice::<f32>().ok()?.chunks_exact(ow).enumerate();
+    Some(rows.all(|(row, values)| {
+        let from = &probe[(row / oh * h + row % oh / factor) * w..][..w];
+        values.iter().enumerate().all(|(x, value)| *value == from[x / factor])
+    }))
 }
 
 enum Read {
