@@ -91,7 +91,7 @@ pub(crate) fn run(state: &mut TypedSimpleState, input: Tensor, output: usize) ->
 
 /// An optimised plan of `proto` for one input of shape `input`.
 pub(crate) fn plan(proto: &pb::ModelProto, input: &[usize]) -> TractResult<Plan> {
-    typed(Cow::Borrowed(proto), input)?.into_optimized()?.into_runnable()
+    typed(proto, input)?.into_optimized()?.into_runnable()
 }
 
 /// Concrete shape of output `output`.

@@ -1,6 +1,5 @@
 //! What a model's graph is made of: operators, weights and multiply-accumulates.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -75,7 +74,7 @@ impl GraphSummary {
 /// When the graph does not take such an input, or a shape depends on the data.
 pub fn macs(proto: &super::pb::ModelProto, input: &[usize]) -> Result<u64> {
     let name = proto.graph.as_ref().map_or("graph", |graph| graph.name.as_str());
-    guarded(Path::new(name), || count(&typed(Cow::Borrowed(proto), input)?))
+    guarded(Path::new(name), || count(&typed(proto, input)?))
 }
 
 fn count(model: &TypedModel) -> TractResult<u64> {

@@ -10,9 +10,13 @@ use super::pb;
 use super::widen::{Rounding, widen};
 use crate::{Error, Result};
 
-/// The typed graph of `proto` for one input of shape `input`, its element type as declared. A graph that comes owned is
-/// let go as soon as its weights are copied.
-pub(crate) fn typed(proto: Cow<pb::ModelProto>, input: &[usize]) -> TractResult<TypedModel> {
+/// The typed graph of `proto` for one input of shape `input`, its element type as declared.
+pub(crate) fn typed(proto: &pb::ModelProto, input: &[usize]) -> TractResult<TypedModel> {
+    typed_once(Cow::Borrowed(proto), input)
+}
+
+/// As [`typed`]; a graph that comes owned is let go as soon as its weights are copied.
+pub(crate) fn typed_once(proto: Cow<pb::ModelProto>, input: &[usize]) -> TractResult<TypedModel> {
     let mut model = tract_onnx::onnx()
         // The declared output shapes carry a symbolic batch, which contradicts the fixed one.
         .with_ignore_output_shapes(true)

@@ -416,7 +416,7 @@ impl<'a> Plan<'a> {
             Ok(())
         })?;
         journal.sync()?;
-        Ok(spent.as_secs_f64() / self.request.threads.max(1) as f64)
+        Ok(spent.as_secs_f64())
     }
 
     /// Streams the journal through every sink.

@@ -81,7 +81,7 @@ impl Pipeline<'_> {
     /// Runs `jobs` and calls `write` with what became of each and the engine that predicted it, in
     /// their order, on this thread.
     /// When [`Pipeline::stop`] is set no new tile is started and those under way are finished.
-    /// Gives the processor time of all inference threads, where the system tells.
+    /// Gives the mean processor time of an inference thread, where the system tells.
     ///
     /// # Errors
     /// The first error of any stage or of `write`, damage of single tiles apart; the rows before
@@ -135,7 +135,7 @@ impl Pipeline<'_> {
             // error left work in the queues.
             drop(ticket_back);
             let spent: f64 = inference.into_iter().filter_map(|thread| thread.join().ok()).sum();
-            result.map(|()| Duration::from_secs_f64(spent / 1e3))
+            result.map(|()| Duration::from_secs_f64(spent / inferring as f64 / 1e3))
         })
     }
 

@@ -178,8 +178,8 @@ pub struct Timings {
     pub tissue_s: f64,
     /// Predicting tiles.
     pub predict_s: f64,
-    /// Processor time of the threads that run the model, divided by their number: what of
-    /// `predict_s` is not this was spent reading the slide. 0 where the system does not tell.
+    /// Processor time of a thread that runs the model, on average: the rest of `predict_s` it waited
+    /// for a tile, a processor or a device. 0 where the system does not tell.
     pub inference_s: f64,
     /// Writing outputs.
     pub write_s: f64,

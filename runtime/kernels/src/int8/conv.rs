@@ -166,7 +166,7 @@ impl Conv2d {
                     let at = [rows.start + index / width, index % width];
                     // SAFETY: `isa` was found on this machine when `self` was made.
                     unsafe { run(spec, source, self.zero_point, weights, at, sums) };
-                    output.take(index, sums, spec.out_channels, spec.out_channels);
+                    output.take(self.isa, index, sums, spec.out_channels, spec.out_channels);
                 }
             }
             Weights::Dense { packed, starts, groups, flip } => {
@@ -233,7 +233,7 @@ impl Conv2d {
             // SAFETY: `isa` was found on this machine when `self` was made, and all that is read lies within
             // `source` and `packed` as asserted above.
             unsafe { chunk(source, &offsets[..count], runs, packed, sums) };
-            output.take(start, sums, step, spec.out_channels);
+            output.take(self.isa, start, sums, step, spec.out_channels);
         }
     }
 }

@@ -1,4 +1,7 @@
-//! What becomes of integer sums.
+//! What becomes of integer sums. The loops are written so that the compiler makes vector code of them for each
+//! instruction set; the numbers are the same in all.
+
+use crate::Isa;
 
 /// uint8 from sums: `table[round(sum * factor) + zero_point]`, rounded half to even and saturated.
 #[derive(Debug, Clone)]
@@ -42,9 +45,34 @@ impl Output<'_> {
         }
     }
 
-    /// Takes the sums of pixels `first..`, `step` sums a pixel of which the first `channels` count.
+    /// Takes the sums of pixels `first..`, `step` sums a pixel of which the first `channels` count, with the vectors
+    /// of `isa`, which the machine has.
+    pub(super) fn take(
+        &mut self,
+        isa: Isa,
+        first: usize,
+        sums: &[i32],
+        step: usize,
+        channels: usize,
+    ) {
+        match isa {
+            // SAFETY: the caller has found `isa` on this machine.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Vnni => unsafe {
+                super::x86::take512(self, first, sums, step, channels);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::AvxVnni => unsafe {
+                super::x86::take256(self, first, sums, step, channels);
+            },
+            _ => self.take_here(first, sums, step, channels),
+        }
+    }
+
+    /// The same with the vectors of the code around it.
     #[inline(always)]
-    pub(super) fn take(&mut self, first: usize, sums: &[i32], step: usize, channels: usize) {
+    pub(super) fn take_here(&mut self, first: usize, sums: &[i32], step: usize, channels: usize) {
         let pixels = sums.chunks_exact(step);
         let start = first * channels;
         match self {
@@ -62,10 +90,11 @@ impl Output<'_> {
             }
             Self::Bytes { to, requantize } => {
                 let zero = f32::from(requantize.zero_point);
+                let factors = &requantize.factors[..channels];
                 for (to, from) in to[start..].chunks_exact_mut(channels).zip(pixels) {
-                    for ((to, from), factor) in to.iter_mut().zip(from).zip(&requantize.factors) {
-                        let rounded = (*from as f32 * factor).round_ties_even() + zero;
-                        *to = rounded.clamp(0.0, 255.0) as i32 as u8;
+                    let from = &from[..channels];
+                    for i in 0..channels {
+                        to[i] = saturated((from[i] as f32 * factors[i]).round_ties_even() + zero);
                     }
                     if let Some(table) = &requantize.table {
                         to.iter_mut().for_each(|to| *to = table[usize::from(*to)]);
@@ -78,8 +107,30 @@ impl Output<'_> {
 
 /// Reals as uint8: `round(x / scale) + zero_point`, rounded half to even and saturated; NaN gives 0.
 pub fn quantize(from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx512.is_available() {
+        // SAFETY: the instruction set was just found present.
+        return unsafe { super::x86::quantize512(from, scale, zero_point, to) };
+    } else if Isa::Avx2.is_available() {
+        // SAFETY: as above.
+        return unsafe { super::x86::quantize256(from, scale, zero_point, to) };
+    }
+    quantize_here(from, scale, zero_point, to);
+}
+
+/// The same with the vectors of the code around it.
+#[inline(always)]
+pub(super) fn quantize_here(from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
     let zero = f32::from(zero_point);
     for (to, from) in to.iter_mut().zip(from) {
-        *to = ((from / scale).round_ties_even() + zero).clamp(0.0, 255.0) as i32 as u8;
+        *to = saturated((from / scale).round_ties_even() + zero);
     }
+}
+
+/// A whole number as uint8; NaN gives 0.
+#[inline(always)]
+fn saturated(x: f32) -> u8 {
+    // SAFETY: `max` makes 0 of NaN, and what is left is between 0 and 255. A checked conversion keeps the compiler
+    // from making vector code.
+    unsafe { x.max(0.0).min(255.0).to_int_unchecked::<i32>() as u8 }
 }

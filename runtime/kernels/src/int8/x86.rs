@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::conv::Runs;
 use super::depthwise;
+use super::output::{Output, quantize_here};
 use super::pack::{BLOCK, DEPTH, Packed};
 use crate::ConvSpec;
 
@@ -211,3 +212,35 @@ pub(super) unsafe fn depthwise512(
 ) {
     depthwise::pixel(spec, source, zero, weights, at, sums);
 }
+
+/// A loop of plain Rust compiled for AVX2 and for AVX-512.
+macro_rules! compiled {
+    ($name256:ident, $name512:ident, ($($arg:ident: $type:ty),*), $body:expr) => {
+        /// # Safety
+        /// AVX2.
+        #[target_feature(enable = "avx2,fma")]
+        pub(super) unsafe fn $name256($($arg: $type),*) {
+            $body
+        }
+
+        /// # Safety
+        /// AVX-512 F, BW, DQ and VL.
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        pub(super) unsafe fn $name512($($arg: $type),*) {
+            $body
+        }
+    };
+}
+
+compiled!(
+    take256,
+    take512,
+    (output: &mut Output, first: usize, sums: &[i32], step: usize, channels: usize),
+    output.take_here(first, sums, step, channels)
+);
+compiled!(
+    quantize256,
+    quantize512,
+    (from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]),
+    quantize_here(from, scale, zero_point, to)
+);

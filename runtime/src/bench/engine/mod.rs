@@ -240,13 +240,16 @@ fn side_by_side(
     duration: Duration,
 ) -> Result<Tiles> {
     let barrier = Barrier::new(threads + 1);
+    // On this thread, as whoever predicts slides does: so they take the memory of earlier sessions.
+    let sessions: Vec<_> = (0..threads).map(|_| engine.session()).collect();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|thread| {
+        let workers: Vec<_> = (0..)
+            .zip(sessions)
+            .map(|(thread, session): (usize, _)| {
                 let barrier = &barrier;
                 scope.spawn(move || -> Result<(Vec<f64>, Option<f64>)> {
                     let mut values = vec![];
-                    let warm = engine.session().and_then(|mut session| {
+                    let warm = session.and_then(|mut session| {
                         session.predict_into(&tiles[0], &mut values)?;
                         Ok(session)
                     });

@@ -31,7 +31,7 @@ use self::program::Program;
 use self::session::CpuSession;
 use super::{Engine, OperatorTime, Session, fused};
 use crate::bench::engine::median;
-use crate::model::typed::{guarded, typed};
+use crate::model::typed::{guarded, typed_once};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, OUTPUT, pb::ModelProto};
 use crate::{Error, Result};
@@ -55,7 +55,7 @@ pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engi
             Cow::Owned(wide) => Some(Cow::Owned(wide)),
             Cow::Borrowed(_) => None,
         };
-        Program::new(fused::fuse(typed(wide.unwrap_or(proto), &input)?)?, isa)
+        Program::new(fused::fuse(typed_once(wide.unwrap_or(proto), &input)?)?, isa)
     })?;
     let bytes = input.iter().product();
     let fits = matches!(program.inputs.as_slice(), [image]

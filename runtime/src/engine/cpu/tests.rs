@@ -1,7 +1,6 @@
 //! The engine against tract: on the shipped model, on graphs with operators that tract keeps, with
 //! any number of threads.
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -70,7 +69,7 @@ fn the_shipped_model_agrees_with_tract_for_every_instruction_set_and_number_of_t
         })
         .collect();
     for isa in Isa::available() {
-        let program = prepared(typed(Cow::Borrowed(file.proto()), &shape).unwrap(), isa);
+        let program = prepared(typed(file.proto(), &shape).unwrap(), isa);
         let mut first: Vec<Vec<f32>> = vec![];
         // The scalar reference is slow; one tile of it is enough.
         let count = if isa == Isa::Scalar { 1 } else { tiles.len() };

@@ -1,6 +1,5 @@
 //! One test a pattern: a graph of tract operators as its loader writes them, and the list it gives.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use tract_onnx::prelude::*;
@@ -350,7 +349,7 @@ fn a_graph_with_values_of_other_types_is_one_operator() {
 fn shipped() -> FusedGraph {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/her2st-edge.onnx");
     let file = OnnxFile::open(&path).unwrap();
-    fuse(typed(Cow::Borrowed(file.proto()), &[1, 224, 224, 3]).unwrap()).unwrap()
+    fuse(typed(file.proto(), &[1, 224, 224, 3]).unwrap()).unwrap()
 }
 
 #[test]
