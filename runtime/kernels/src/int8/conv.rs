@@ -159,14 +159,18 @@ impl Conv2d {
         }
         match &self.weights {
             Weights::Depthwise(weights) => {
-                let sums = &mut sums[..spec.out_channels];
-                let run = depthwise_pixel(self.isa);
-                for index in 0..rows.len() * width {
-                    sums.copy_from_slice(&self.bias);
-                    let at = [rows.start + index / width, index % width];
-                    // SAFETY: `isa` was found on this machine when `self` was made.
-                    unsafe { run(spec, source, self.zero_point, weights, at, sums) };
-                    output.take(self.isa, index, sums, spec.out_channels, spec.out_channels);
+                let (run, channels) = (depthwise_pixel(self.isa), spec.out_channels);
+                let pixels = rows.len() * width;
+                for start in (0..pixels).step_by(CHUNK) {
+                    let sums = &mut sums[..CHUNK.min(pixels - start) * channels];
+                    for (index, sums) in sums.chunks_exact_mut(channels).enumerate() {
+                        sums.copy_from_slice(&self.bias);
+                        let pixel = start + index;
+                        let at = [rows.start + pixel / width, pixel % width];
+                        // SAFETY: `isa` was found on this machine when `self` was made.
+                        unsafe { run(spec, source, self.zero_point, weights, at, sums) };
+                    }
+                    output.take(self.isa, start, sums, channels, channels);
                 }
             }
             Weights::Dense { packed, starts, groups, flip } => {

@@ -3,6 +3,12 @@
 
 use crate::ConvSpec;
 
+/// Channels summed together: they stay in registers over all taps.
+const BLOCK: usize = 32;
+
+/// Taps whose places are worked out once for all blocks.
+const MOST_TAPS: usize = 25;
+
 /// Sums of one pixel: products of 16 bits are exact (255 * 127 < 2^15), and sums of two are not.
 #[inline(always)]
 pub(super) fn pixel(
@@ -14,21 +20,55 @@ pub(super) fn pixel(
     sums: &mut [i32],
 ) {
     let channels = spec.out_channels;
+    let taps = weights.len() / channels;
     let [top, left, ..] = spec.padding;
-    for (tap, weights) in weights.chunks_exact(channels).enumerate() {
+    // First byte of a tap's pixel; none where it is padding.
+    let place = |tap: usize| {
         let (down, across) = (tap / spec.kernel[1], tap % spec.kernel[1]);
         let sy = (y * spec.stride[0] + down * spec.dilation[0]).wrapping_sub(top);
         let sx = (x * spec.stride[1] + across * spec.dilation[1]).wrapping_sub(left);
-        if sy >= spec.height || sx >= spec.width {
-            // Padding is zero, which is the zero point.
+        (sy < spec.height && sx < spec.width).then(|| (sy * spec.width + sx) * channels)
+    };
+    for first in (0..taps).step_by(MOST_TAPS) {
+        let count = (taps - first).min(MOST_TAPS);
+        let mut places = [None; MOST_TAPS];
+        for (tap, to) in places[..count].iter_mut().enumerate() {
+            *to = place(first + tap);
+        }
+        let mut blocks = sums.chunks_exact_mut(BLOCK);
+        let mut c = 0;
+        for sums in &mut blocks {
+            let mut acc = [0; BLOCK];
+            acc.copy_from_slice(sums);
+            for (tap, place) in places[..count].iter().enumerate() {
+                let weights = &weights[(first + tap) * channels + c..][..BLOCK];
+                add(&mut acc, *place, c, source, zero, weights);
+            }
+            sums.copy_from_slice(&acc);
+            c += BLOCK;
+        }
+        let rest = blocks.into_remainder();
+        for (tap, place) in places[..count].iter().enumerate() {
+            let weights = &weights[(first + tap) * channels + c..][..rest.len()];
+            add(rest, *place, c, source, zero, weights);
+        }
+    }
+}
+
+/// Adds one tap's products for the channels from `c` on. Padding is zero, which is the zero point.
+#[inline(always)]
+fn add(sums: &mut [i32], place: Option<usize>, c: usize, source: &[u8], zero: u8, weights: &[i16]) {
+    match place {
+        None => {
             for (sum, w) in sums.iter_mut().zip(weights) {
                 *sum += i32::from(i16::from(zero) * w);
             }
-            continue;
         }
-        let from = &source[(sy * spec.width + sx) * channels..][..channels];
-        for ((sum, from), w) in sums.iter_mut().zip(from).zip(weights) {
-            *sum += i32::from(i16::from(*from) * w);
+        Some(place) => {
+            let from = &source[place + c..][..sums.len()];
+            for ((sum, from), w) in sums.iter_mut().zip(from).zip(weights) {
+                *sum += i32::from(i16::from(*from) * w);
+            }
         }
     }
 }

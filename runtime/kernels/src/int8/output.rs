@@ -127,6 +127,22 @@ pub(super) fn quantize_here(from: &[f32], scale: f32, zero_point: u8, to: &mut [
     }
 }
 
+/// `to[i] = table[from[i]]`.
+///
+/// # Panics
+/// Slices of different lengths.
+pub fn look_up(table: &[u8; 256], from: &[u8], to: &mut [u8]) {
+    assert_eq!(from.len(), to.len(), "looked up bytes");
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512vbmi") && Isa::Avx512.is_available() {
+        // SAFETY: the instruction set was just found present, and the slices are of one length.
+        return unsafe { super::x86::look_up512(table, from, to) };
+    }
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = table[usize::from(*from)];
+    }
+}
+
 /// A whole number as uint8; NaN gives 0.
 #[inline(always)]
 fn saturated(x: f32) -> u8 {

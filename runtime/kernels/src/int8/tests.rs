@@ -186,3 +186,14 @@ fn contradictions_are_refused() {
     let error = Conv2d::new(Isa::Scalar, &two, 0, &own, None).unwrap_err().to_string();
     assert!(error.contains("one source"), "{error}");
 }
+
+proptest! {
+    #[test]
+    fn looking_up_is_indexing(from in prop::collection::vec(any::<u8>(), 0..300), seed in any::<u8>()) {
+        let table = std::array::from_fn(|q| (q as u8).wrapping_mul(31).wrapping_add(seed) ^ 0x5a);
+        let mut found = vec![0; from.len()];
+        super::look_up(&table, &from, &mut found);
+        let expected: Vec<u8> = from.iter().map(|&q| table[usize::from(q)]).collect();
+        prop_assert_eq!(found, expected);
+    }
+}

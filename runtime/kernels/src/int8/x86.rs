@@ -244,3 +244,23 @@ compiled!(
     (from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]),
     quantize_here(from, scale, zero_point, to)
 );
+
+/// # Safety
+/// AVX-512 F, BW and VBMI; slices of one length.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) unsafe fn look_up512(table: &[u8; 256], from: &[u8], to: &mut [u8]) {
+    // SAFETY: four times 64 bytes of the table, and bytes of the slices that the mask leaves, are within them.
+    unsafe {
+        let part = |k: usize| _mm512_loadu_si512(table.as_ptr().add(64 * k).cast());
+        let (low, high) = ([part(0), part(1)], [part(2), part(3)]);
+        for at in (0..from.len()).step_by(64) {
+            let count = (from.len() - at).min(64);
+            let mask = u64::MAX >> (64 - count);
+            let index = _mm512_maskz_loadu_epi8(mask, from.as_ptr().add(at).cast());
+            let small = _mm512_permutex2var_epi8(low[0], index, low[1]);
+            let large = _mm512_permutex2var_epi8(high[0], index, high[1]);
+            let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), small, large);
+            _mm512_mask_storeu_epi8(to.as_mut_ptr().add(at).cast(), mask, found);
+        }
+    }
+}

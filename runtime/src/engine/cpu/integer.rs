@@ -1,11 +1,17 @@
 //! Integer convolutions: activations are rounded to uint8 on reading, multiplied with int8 weights
 //! and summed in int32.
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use diffbulk_kernels::int8::{self, Output, Requantize};
 use diffbulk_kernels::{ConvSpec, Isa, KernelError, SourceSpec};
+use tract_onnx::prelude::Datum;
 
 use super::arena::{Arena, Place};
-use crate::engine::fused::{Activation, BufferId, Channels, FusedOp, Grid, IntegerConv, Step};
+use crate::engine::fused::{
+    Activation, BufferId, Channels, Core, FusedGraph, FusedOp, Grid, IntegerConv, Step,
+};
 
 /// Output values computed before they are written: few enough to stay in the second cache.
 const GROUP: usize = 1 << 15;
@@ -55,10 +61,71 @@ pub(super) fn tables(steps: &[Step]) -> Option<Tables> {
     Some(Tables { grid: *grid, stores, used: at })
 }
 
+/// The tables of an integer convolution where they are all it does after exact sums, and those sums' bias.
+pub(super) fn only_tables(op: &FusedOp, conv: &IntegerConv) -> Option<(Tables, Option<Vec<i32>>)> {
+    let bias = match op.steps.first() {
+        Some(Step::Offset(bias)) => Some(conv.integer_bias(bias)?),
+        _ => None,
+    };
+    let tables = tables(&op.steps).filter(|tables| tables.used == op.steps.len())?;
+    Some((tables, bias))
+}
+
+/// Turns maps into bytes that integer convolutions of one grid alone read and another makes: what is stored is what
+/// the readers would round it to.
+///
+/// Gives those maps and their readers' grids.
+pub(super) fn keep_bytes(graph: &mut FusedGraph) -> HashMap<BufferId, Grid> {
+    let mut made = vec![];
+    let mut grids: HashMap<BufferId, Option<Grid>> = HashMap::new();
+    for op in &graph.ops {
+        let grid = match &op.core {
+            Core::IntegerConv(conv) => {
+                let stores = only_tables(op, conv).map_or(vec![], |(tables, _)| tables.stores);
+                made.extend(stores.into_iter().map(|(id, _)| id));
+                Some(conv.input)
+            }
+            _ => None,
+        };
+        let inputs: Vec<BufferId> = op.inputs.iter().map(|input| input.buffer).collect();
+        for id in op.reads() {
+            let grid = grid.filter(|_| inputs.contains(&id));
+            let known = grids.entry(id).or_insert(grid);
+            *known = known.filter(|known| Some(*known) == grid);
+        }
+        // An operand of a step is read as it is.
+        for step in &op.steps {
+            if let Step::Add { input, .. } | Step::Multiply(input) = step {
+                grids.insert(input.buffer, None);
+            }
+        }
+    }
+    let mut kept = HashMap::new();
+    for id in made {
+        if let Some(Some(grid)) = grids.get(&id)
+            && !graph.outputs.contains(&id)
+        {
+            graph.buffers[id].element = u8::datum_type();
+            kept.insert(id, *grid);
+        }
+    }
+    kept
+}
+
+/// What a byte is stored as.
+#[derive(Debug)]
+pub(super) enum Table {
+    Reals(Box<[f32; 256]>),
+    /// None where it is stored as it is.
+    Bytes(Option<Box<[u8; 256]>>),
+}
+
 /// A map as an integer convolution reads it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source {
     pub(super) place: Place,
+    /// Its elements are the bytes themselves, not reals.
+    pub(super) bytes: bool,
     /// Height, width and channels of the buffer.
     pub(super) dims: [usize; 3],
     pub(super) upsample: usize,
@@ -68,9 +135,41 @@ pub(super) struct Source {
 #[derive(Debug)]
 pub(super) enum Finish {
     /// Bytes, and a table for every place.
-    Bytes { requantize: Requantize, stores: Vec<(Place, Box<[f32; 256]>)> },
+    Bytes { requantize: Requantize, stores: Vec<(Place, Table)> },
     /// Reals, for the float epilogue.
     Reals { factors: Vec<f32>, bias: Option<Vec<f32>> },
+}
+
+impl Table {
+    /// Of what is stored as `reals`, or as what a reader rounds them to.
+    fn new(reals: Box<[f32; 256]>, reader: Option<Grid>) -> Self {
+        let Some(grid) = reader else { return Self::Reals(reals) };
+        let bytes: [u8; 256] = std::array::from_fn(|q| grid.index(reals[q]));
+        let same = bytes.iter().enumerate().all(|(q, byte)| q == usize::from(*byte));
+        Self::Bytes((!same).then(|| Box::new(bytes)))
+    }
+
+    /// # Safety
+    /// As [`run`](super::run::run), and the buffer at `place` is of the table's type.
+    unsafe fn store(&self, bytes: &[u8], arena: &Arena, place: Place, range: Range<usize>) {
+        match self {
+            Self::Reals(table) => {
+                // SAFETY: the caller's promise.
+                let to = unsafe { arena.write::<f32>(place, range) };
+                for (to, &byte) in to.iter_mut().zip(bytes) {
+                    *to = table[usize::from(byte)];
+                }
+            }
+            Self::Bytes(table) => {
+                // SAFETY: the caller's promise.
+                let to = unsafe { arena.write::<u8>(place, range) };
+                match table {
+                    None => to.copy_from_slice(bytes),
+                    Some(table) => int8::look_up(table, bytes, to),
+                }
+            }
+        }
+    }
 }
 
 /// An integer convolution that is ready to run.
@@ -90,6 +189,7 @@ impl Ready {
         conv: &IntegerConv,
         sources: Vec<Source>,
         place: impl Fn(BufferId) -> Place,
+        reader: impl Fn(BufferId) -> Option<Grid>,
         bias: Option<&Channels>,
     ) -> Result<Self, KernelError> {
         let [height, width, _] = sources[0].dims;
@@ -107,25 +207,28 @@ impl Ready {
             depthwise: geometry.groups > 1,
         };
         let products: Vec<f32> = conv.scales.iter().map(|s| s * conv.input.scale).collect();
-        let integer = bias.map(|bias| conv.integer_bias(bias));
-        let exact = integer.clone().flatten();
-        let finish = match (tables(&op.steps), integer) {
-            (Some(tables), None | Some(Some(_))) if tables.used == op.steps.len() => {
-                Finish::Bytes {
+        let (finish, exact) = match only_tables(op, conv) {
+            Some((tables, exact)) => {
+                let finish = Finish::Bytes {
                     requantize: Requantize {
                         factors: products.iter().map(|p| p / tables.grid.scale).collect(),
                         zero_point: tables.grid.zero_point,
                         table: None,
                     },
-                    stores: tables.stores.into_iter().map(|(id, t)| (place(id), t)).collect(),
-                }
+                    stores: tables
+                        .stores
+                        .into_iter()
+                        .map(|(id, reals)| (place(id), Table::new(reals, reader(id))))
+                        .collect(),
+                };
+                (finish, exact)
             }
-            (_, integer) => Finish::Reals {
-                factors: products,
-                bias: bias
-                    .filter(|_| integer.is_some_and(|integer| integer.is_none()))
-                    .map(|bias| bias.to_vec(geometry.outputs)),
-            },
+            None => {
+                let exact = bias.and_then(|bias| conv.integer_bias(bias));
+                let real = bias.filter(|_| exact.is_none());
+                let bias = real.map(|bias| bias.to_vec(geometry.outputs));
+                (Finish::Reals { factors: products, bias }, exact)
+            }
         };
         let zero = conv.input.zero_point;
         let kernel = int8::Conv2d::new(isa, &spec, zero, &conv.integers, exact.as_deref())?;
@@ -146,7 +249,9 @@ impl Ready {
     /// Scratch: sums, reals, bytes of the map, bytes of the results and the kernel's window.
     fn sizes(&self) -> [usize; 4] {
         let spec = self.kernel.spec();
-        let results = self.group() * spec.out_width() * spec.out_channels;
+        // Results of a group, or a row of a source that is being read.
+        let row = self.sources.iter().map(|source| source.dims[1] * source.dims[2]).max();
+        let results = (self.group() * spec.out_width() * spec.out_channels).max(row.unwrap_or(0));
         let window = self.kernel.scratch_len(self.group());
         [self.kernel.sums_len(), results, spec.source_len(&spec.sources[0]), results + window]
     }
@@ -166,8 +271,8 @@ impl Ready {
         &self,
         arena: &Arena,
         scratch: &mut [f32],
-        rows: std::ops::Range<usize>,
-        mut finish: impl FnMut(&[f32], std::ops::Range<usize>),
+        rows: Range<usize>,
+        mut finish: impl FnMut(&[f32], Range<usize>),
     ) {
         let spec = self.kernel.spec();
         let [sums_len, reals_len, map_len, _] = self.sizes();
@@ -182,8 +287,16 @@ impl Ready {
         };
         let (map, bytes) = bytes.split_at_mut(map_len);
         let (out, window) = bytes.split_at_mut(reals_len);
-        // SAFETY: the caller's promise.
-        unsafe { self.read(arena, map, &rows) };
+        let whole = match self.sources[..] {
+            // Read where it lies.
+            // SAFETY: the caller's promise.
+            [Source { place, bytes: true, upsample: 1, .. }] => unsafe { arena.read::<u8>(place) },
+            _ => {
+                // SAFETY: the caller's promise.
+                unsafe { self.read(arena, map, out, &rows) };
+                &*map
+            }
+        };
         let line = spec.out_width() * spec.out_channels;
         for start in rows.clone().step_by(self.group()) {
             let part = start..(start + self.group()).min(rows.end);
@@ -192,21 +305,17 @@ impl Ready {
                 Finish::Bytes { requantize, stores } => {
                     let to = &mut out[..values];
                     let mut output = Output::Bytes { to: &mut *to, requantize };
-                    self.kernel.run(map, &mut output, window, sums, part.clone());
+                    self.kernel.run(whole, &mut output, window, sums, part.clone());
+                    let range = part.start * line..part.end * line;
                     for (place, table) in stores {
-                        // SAFETY: the caller's promise.
-                        let dst = unsafe {
-                            arena.write::<f32>(*place, part.start * line..part.end * line)
-                        };
-                        for (dst, &byte) in dst.iter_mut().zip(&*to) {
-                            *dst = table[usize::from(byte)];
-                        }
+                        // SAFETY: the caller's promise; the table is of the buffer's type.
+                        unsafe { table.store(to, arena, *place, range.clone()) };
                     }
                 }
                 Finish::Reals { factors, bias } => {
                     let to = &mut reals[..values];
                     let mut output = Output::Reals { to: &mut *to, factors };
-                    self.kernel.run(map, &mut output, window, sums, part.clone());
+                    self.kernel.run(whole, &mut output, window, sums, part.clone());
                     if let Some(bias) = bias {
                         for pixel in to.chunks_exact_mut(bias.len()) {
                             pixel.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
@@ -222,7 +331,7 @@ impl Ready {
     ///
     /// # Safety
     /// As [`run`](super::run::run).
-    unsafe fn read(&self, arena: &Arena, map: &mut [u8], rows: &std::ops::Range<usize>) {
+    unsafe fn read(&self, arena: &Arena, map: &mut [u8], rounded: &mut [u8], rows: &Range<usize>) {
         let spec = self.kernel.spec();
         let channels = spec.in_channels();
         let first = (rows.start * spec.stride[0]).saturating_sub(spec.padding[0]);
@@ -235,18 +344,31 @@ impl Ready {
         let mut offset = 0;
         for source in &self.sources {
             let [_, width, own] = source.dims;
-            // SAFETY: the caller's promise.
-            let data: &[f32] = unsafe { arena.read(source.place) };
             for y in first..last {
-                let from = &data[y / source.upsample * width * own..][..width * own];
+                let row =
+                    y / source.upsample * width * own..(y / source.upsample + 1) * width * own;
                 let to = &mut map[y * line..(y + 1) * line];
-                if own == channels && source.upsample == 1 {
-                    int8::quantize(from, scale, zero_point, to);
+                let alone = own == channels && source.upsample == 1;
+                let bytes = if source.bytes {
+                    // SAFETY: the caller's promise.
+                    unsafe { arena.read_part::<u8>(source.place, row) }
+                } else {
+                    // SAFETY: the caller's promise.
+                    let reals = unsafe { arena.read_part::<f32>(source.place, row) };
+                    let to = if alone { &mut *to } else { &mut rounded[..reals.len()] };
+                    int8::quantize(reals, scale, zero_point, to);
+                    if alone {
+                        continue;
+                    }
+                    &*to
+                };
+                if alone {
+                    to.copy_from_slice(bytes);
                     continue;
                 }
                 for (x, to) in to.chunks_exact_mut(channels).enumerate() {
-                    let from = &from[x / source.upsample * own..][..own];
-                    int8::quantize(from, scale, zero_point, &mut to[offset..offset + own]);
+                    let from = &bytes[x / source.upsample * own..][..own];
+                    to[offset..offset + own].copy_from_slice(from);
                 }
             }
             offset += own;

@@ -1,6 +1,7 @@
 //! A list of fused operators prepared for this machine: weights packed, places fixed. Immutable and
 //! shared by all sessions.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use diffbulk_kernels as kernels;
@@ -13,8 +14,8 @@ use super::integer::{self, Finish};
 use super::legalise::{self, Lead, is_kernel_map, is_mean_2x2, legalise};
 use super::residual;
 use crate::engine::fused::{
-    BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Input, Layout, Padding, Pool,
-    Step, TractOp, plan,
+    BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Grid, Input, Layout, Padding,
+    Pool, Step, TractOp, plan,
 };
 
 /// Elements below which an operator is not worth sharing between threads.
@@ -214,10 +215,11 @@ impl Program {
     /// When an operator contradicts itself.
     pub(super) fn new(graph: FusedGraph, isa: Isa) -> TractResult<Self> {
         let mut graph = legalise(graph);
+        let readers = integer::keep_bytes(&mut graph);
         let chains = residual::blocks(&graph);
         place_buffers(&mut graph, &chains)?;
         let ops = std::mem::take(&mut graph.ops);
-        let mut prepare = Prepare { graph: &graph, isa, scratch: 0, states: 0 };
+        let mut prepare = Prepare { graph: &graph, readers, isa, scratch: 0, states: 0 };
         // Each operator's weights are let go as soon as they are packed.
         let mut ready = vec![];
         let mut chains = chains.into_iter().peekable();
@@ -344,6 +346,8 @@ fn kernel_error(error: KernelError) -> TractError {
 
 struct Prepare<'a> {
     graph: &'a FusedGraph,
+    /// What readers of byte maps round to.
+    readers: HashMap<BufferId, Grid>,
     isa: Isa,
     scratch: usize,
     states: usize,
@@ -453,6 +457,7 @@ impl Prepare<'_> {
                     place: self.place(input.buffer),
                     dims: self.dims(input.buffer),
                     upsample: input.upsample,
+                    bytes: self.graph.buffers[input.buffer].element == u8::datum_type(),
                 });
                 let ready = integer::Ready::new(
                     self.isa,
@@ -460,6 +465,7 @@ impl Prepare<'_> {
                     conv,
                     sources.collect(),
                     |id| self.place(id),
+                    |id| self.readers.get(&id).copied(),
                     bias,
                 )
                 .map_err(kernel_error)?;
