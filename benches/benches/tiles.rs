@@ -17,11 +17,13 @@ fn tiles(criterion: &mut Criterion) {
     criterion.bench_function("read and resample a tile", |bench| bench.iter(read));
 
     let tile = read();
-    let engine = engine::open("tract", &model).expect("the engine");
-    let mut session = engine.session().expect("a session");
-    criterion.bench_function("predict a tile, tract, one thread", |bench| {
-        bench.iter(|| session.predict(black_box(&tile)).expect("a prediction"));
-    });
+    for name in ["cpu", "tract"] {
+        let engine = engine::open(name, &model).expect("the engine");
+        let mut session = engine.session().expect("a session");
+        criterion.bench_function(&format!("predict a tile, {name}, one thread"), |bench| {
+            bench.iter(|| session.predict(black_box(&tile)).expect("a prediction"));
+        });
+    }
 }
 
 criterion_group!(benches, tiles);

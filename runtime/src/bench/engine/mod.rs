@@ -108,7 +108,8 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
     drop(session);
     let tiles = tiles(settings, &model)?;
     if let Some(path) = &settings.values {
-        write_values(&*engine, &tiles, path)?;
+        let threads = if settings.only == Some(Mode::Latency) { settings.threads } else { 1 };
+        write_values(&*engine, threads, &tiles, path)?;
     }
     let sessions = engine.sessions(settings.threads);
     let wanted = |mode| settings.only.is_none_or(|only| only == mode);
@@ -197,8 +198,13 @@ fn tiles(settings: &Settings, model: &Model) -> Result<Vec<Vec<u8>>> {
     Ok(raw.chunks_exact(bytes).map(<[u8]>::to_vec).collect())
 }
 
-fn write_values(engine: &dyn Engine, tiles: &[Vec<u8>], path: &std::path::Path) -> Result<()> {
-    let mut session = engine.session()?;
+fn write_values(
+    engine: &dyn Engine,
+    threads: usize,
+    tiles: &[Vec<u8>],
+    path: &std::path::Path,
+) -> Result<()> {
+    let mut session = engine.team_session(threads)?;
     let mut bytes = vec![];
     for tile in tiles {
         bytes.extend(session.predict(tile)?.iter().flat_map(|value| value.to_le_bytes()));

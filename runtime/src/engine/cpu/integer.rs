@@ -355,12 +355,13 @@ impl Ready {
                 } else {
                     // SAFETY: the caller's promise.
                     let reals = unsafe { arena.read_part::<f32>(source.place, row) };
-                    let to = if alone { &mut *to } else { &mut rounded[..reals.len()] };
-                    int8::quantize(reals, scale, zero_point, to);
                     if alone {
+                        int8::quantize(reals, scale, zero_point, to);
                         continue;
                     }
-                    &*to
+                    let rounded = &mut rounded[..reals.len()];
+                    int8::quantize(reals, scale, zero_point, rounded);
+                    &*rounded
                 };
                 if alone {
                     to.copy_from_slice(bytes);

@@ -1,15 +1,17 @@
 //! The `cpu` engine: the list of fused operators on this project's own kernels.
 //!
-//! [`legalise`] fits the list to the kernels, [`program`] packs weights and fixes places once for all
-//! sessions, [`residual`] finds blocks that run in
-//! bands of rows, [`run`] does one thread's share of one operator. A session runs one tile at a time on
+//! [`legalise`] fits the list to the kernels, [`residual`] finds blocks that run in bands of rows,
+//! [`places`] gives every buffer its place, [`prepare`] packs weights into a [`program`] for all
+//! sessions, [`run`] does one thread's share of one operator. A session runs one tile at a time on
 //! the caller's thread, or with a [`team`] of threads that share every operator by rows. No number
 //! depends on how many there are, and nothing is allocated for a tile.
 
 mod arena;
 mod integer;
 mod legalise;
+mod places;
 mod plain;
+mod prepare;
 mod program;
 mod residual;
 mod run;
