@@ -54,8 +54,8 @@ def measure(engine, mode, model, tiles, arguments, values):
     """One fresh process."""
     threads, seconds = str(arguments.threads), str(arguments.seconds)
     if engine == OURS:
-        command = [os.environ["DIFFBULK"], "bench", "engine", model, "--threads", threads, "--seconds", seconds,
-                   "--tiles", tiles, "--values", values, "--only", mode, "--json"]
+        command = [os.environ["DIFFBULK"], "bench", "engine", model, "--engine", "cpu", "--threads", threads,
+                   "--seconds", seconds, "--tiles", tiles, "--values", values, "--only", mode, "--json"]
     else:
         command = [sys.executable, str(HERE / "subject.py"), engine, mode, model, tiles, threads, seconds, values]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -47,7 +47,7 @@ fn a_tile_allocates_nothing_once_its_session_is_warm() {
     let mut model = Model::open(&path).unwrap();
     let bytes: usize = model.input_shape().iter().product();
     let tile: Vec<u8> = (0..bytes).map(|k| (k * k / 251) as u8).collect();
-    let engine = engine::load("cpu", &mut model).unwrap();
+    let engine = engine::load("cpu", &mut model, &engine::Options::default()).unwrap();
     for threads in [1, 2] {
         let mut session = engine.team_session(threads).unwrap();
         let mut values = vec![];

@@ -33,7 +33,7 @@ use self::program::Program;
 use self::session::CpuSession;
 use super::{Engine, OperatorTime, Session, fused};
 use crate::bench::engine::median;
-use crate::model::typed::{guarded, typed_once};
+use crate::model::typed::{guarded, typed, typed_once};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, OUTPUT, pb::ModelProto};
 use crate::{Error, Result};
