@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{DevicePeak, Engine, OperatorTime, Options, Session, cpu};
+use crate::Result;
 use crate::model::{Model, pb::ModelProto};
-use crate::{Error, Result};
 
 /// Registered name.
 pub(crate) const NAME: &str = "auto";
@@ -30,10 +30,9 @@ pub(crate) fn open(
 ) -> Result<Box<dyn Engine>> {
     #[cfg(feature = "wgpu")]
     match super::gpu::open_hardware(model, Cow::Borrowed(&proto), options) {
-        Ok(device) => return Ok(pair(device, cpu::open(model, proto)?)),
-        // That there is no device is nothing new to the user; that it cannot run this model is.
-        Err(why @ Error::Model { .. }) => tracing::warn!("{why}; the cpu engine runs it"),
-        Err(why) => tracing::info!("the cpu engine runs the model: {why}"),
+        Ok(Some(device)) => return Ok(pair(device, cpu::open(model, proto)?)),
+        Ok(None) => tracing::info!("no graphics processor; the cpu engine runs the model"),
+        Err(why) => tracing::warn!("{why}; the cpu engine runs the model"),
     }
     #[cfg(not(feature = "wgpu"))]
     let _ = options;
@@ -134,6 +133,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::Error;
 
     /// Gives its number, and fails from the tile after `good` on.
     struct Fake {

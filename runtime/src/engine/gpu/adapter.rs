@@ -103,42 +103,47 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Opens the preferred adapter, or the one that [`CHOICE`] names; one that is no software, if
-    /// `hardware` is asked for.
+    /// Opens the preferred adapter, or the one that [`CHOICE`] names.
     ///
     /// # Errors
     /// When there is none, or its driver refuses.
-    pub(super) fn open(hardware: bool) -> Result<Self, String> {
-        let choice = std::env::var(CHOICE).ok().filter(|choice| !choice.is_empty());
+    pub(super) fn open() -> Result<Self, String> {
         let mut all = all();
-        let at = match &choice {
-            None if all.is_empty() => {
+        let Some(choice) = std::env::var(CHOICE).ok().filter(|choice| !choice.is_empty()) else {
+            if all.is_empty() {
                 return Err(
                     "this machine has no graphics adapter with a Vulkan, Metal or DX12 driver; \
                             install the driver, or use --engine cpu"
                         .into(),
                 );
             }
-            None => 0,
-            Some(choice) => {
-                let named = |adapter: &wgpu::Adapter| {
-                    adapter.get_info().name.to_lowercase().contains(&choice.to_lowercase())
-                };
-                let number = choice.parse().ok().filter(|&at: &usize| at < all.len());
-                number.or_else(|| all.iter().position(named)).ok_or_else(|| {
-                    format!(
-                        "{CHOICE}={choice} is no adapter of this machine; `diffbulk info --adapters` \
-                         lists {}",
-                        all.len()
-                    )
-                })?
-            }
+            return Self::of(&all.swap_remove(0));
         };
-        let adapter = all.swap_remove(at);
-        let about = Adapter::new(&adapter);
-        if hardware && choice.is_none() && about.is_software() {
-            return Err(format!("the only adapter, {}, is software", about.name));
-        }
+        let named = |adapter: &wgpu::Adapter| {
+            adapter.get_info().name.to_lowercase().contains(&choice.to_lowercase())
+        };
+        let number = choice.parse().ok().filter(|&at: &usize| at < all.len());
+        let at = number.or_else(|| all.iter().position(named)).ok_or_else(|| {
+            format!(
+                "{CHOICE}={choice} is no adapter of this machine; `diffbulk info --adapters` lists {}",
+                all.len()
+            )
+        })?;
+        Self::of(&all.swap_remove(at))
+    }
+
+    /// The same, but none where nobody names an adapter and there is only software.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub(super) fn open_hardware() -> Result<Option<Self>, String> {
+        let named = std::env::var_os(CHOICE).is_some_and(|choice| !choice.is_empty());
+        let worth = named || all().iter().any(|adapter| !Adapter::new(adapter).is_software());
+        if worth { Self::open().map(Some) } else { Ok(None) }
+    }
+
+    fn of(adapter: &wgpu::Adapter) -> Result<Self, String> {
+        let about = Adapter::new(adapter);
         let wanted =
             wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
         let offered = adapter.limits();

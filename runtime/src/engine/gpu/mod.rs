@@ -74,16 +74,17 @@ pub(crate) fn open(
     proto: Cow<ModelProto>,
     options: &Options,
 ) -> Result<Box<dyn Engine>> {
-    open_on(Device::open(false).map_err(failure)?, model, proto, options)
+    open_on(Device::open().map_err(failure)?, model, proto, options)
 }
 
-/// Loads `model` on an adapter that is no software.
+/// Loads `model` on an adapter that is no software, if there is one or the user names another.
 pub(crate) fn open_hardware(
     model: &Model,
     proto: Cow<ModelProto>,
     options: &Options,
-) -> Result<Box<dyn Engine>> {
-    open_on(Device::open(true).map_err(failure)?, model, proto, options)
+) -> Result<Option<Box<dyn Engine>>> {
+    let device = Device::open_hardware().map_err(failure)?;
+    device.map(|device| open_on(device, model, proto, options)).transpose()
 }
 
 fn open_on(

@@ -75,7 +75,7 @@ fn tilings_are_measured_once_kept_and_change_no_number() {
     if !adapter_or_skip() {
         return;
     }
-    let device = Arc::new(Device::open(false).unwrap());
+    let device = Arc::new(Device::open().unwrap());
     if !device.about.timestamps {
         return;
     }
@@ -115,7 +115,7 @@ fn a_device_that_is_lost_says_so_and_stays_lost() {
     if !adapter_or_skip() {
         return;
     }
-    let device = Arc::new(Device::open(false).unwrap());
+    let device = Arc::new(Device::open().unwrap());
     let (graph, image) = random::small();
     let abilities = device.abilities(false);
     let program = Arc::new(Program::new(graph, abilities, &Default::default()).unwrap());

@@ -193,7 +193,7 @@ impl Bench {
         if !adapter_or_skip() {
             return None;
         }
-        let device = Arc::new(Device::open(false).unwrap());
+        let device = Arc::new(Device::open().unwrap());
         let all = device.abilities(false);
         let mut abilities = vec![
             Abilities { shared: false, subgroups: false, ..all },
