@@ -130,6 +130,24 @@ fn a_device_that_is_lost_says_so_and_stays_lost() {
 }
 
 #[test]
+fn a_driver_that_does_not_finish_in_time_is_said_to_hang() {
+    if !adapter_or_skip() {
+        return;
+    }
+    let device = Arc::new(Device::open().unwrap());
+    let (graph, image) = random::small();
+    let program = Program::new(graph, device.abilities(false), &Default::default()).unwrap();
+    let resident = Resident::new(device, Arc::new(program), 8).unwrap();
+    let tiles = vec![&image[..]; resident.batch];
+    // A device may be done before anybody waits, but not every time.
+    let hung = (0..50).find_map(|_| {
+        let flight = resident.submit(0, &tiles).unwrap();
+        resident.wait(flight, std::time::Duration::ZERO).err()
+    });
+    assert!(hung.is_some_and(|problem| problem.contains("hangs")));
+}
+
+#[test]
 fn what_contradicts_itself_is_refused_when_it_is_lowered() {
     use crate::engine::fused::{BufferSpec, Core, Layout, Step};
     let (graph, _) = random::small();
