@@ -211,8 +211,8 @@ pub fn quantize(
     if !budget.allows(&result) && !flags.force {
         return Err(Error::Check(format!(
             "as {} the model loses {:.4} ({}) at {:.1} dB, and {:.4} at {:.1} dB is allowed; try \
-             another --calibrator, more --calibration-tiles or --precision mixed, raise \
-             --max-drop, or say --force",
+             another --calibrator, more --calibration-tiles, --precision mixed, or --keep a layer \
+             whose weights differ widely; raise --max-drop, or say --force",
             precision.name(),
             result.drop,
             what_drops(&reference),
