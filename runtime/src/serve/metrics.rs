@@ -94,7 +94,7 @@ pub struct Metrics {
     pub queue_most: Number,
     /// Scans ended.
     pub scans: Number,
-    /// Results and files that the disk did not take; each is tried again.
+    /// Times that the files of a scan could not be written; each is tried again.
     pub unwritten: Number,
     /// Models put into use after the first one.
     pub reloads: Number,
@@ -189,7 +189,7 @@ impl Metrics {
             ("queue_tiles", "gauge", "Tiles under way now.", get(&self.queue)),
             ("queue_tiles_most", "gauge", "Most tiles ever under way.", get(&self.queue_most)),
             ("scans_total", "counter", "Scans ended.", get(&self.scans)),
-            ("unwritten_total", "counter", "Writes the disk refused.", get(&self.unwritten)),
+            ("unwritten_total", "counter", "Scans not written yet.", get(&self.unwritten)),
             ("reloads_total", "counter", "Models replaced.", get(&self.reloads)),
             ("reload_failures_total", "counter", "Models refused.", get(&self.reload_failures)),
         ] {

@@ -350,6 +350,24 @@ mod tests {
     }
 
     #[test]
+    fn what_the_disk_refused_is_kept_with_the_next_thing_it_takes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let mut journal = ScanJournal::open(&path, &settings("m"), TILES).unwrap();
+        journal.push(&entry(2, 0)).unwrap();
+        // A handle that cannot write, as a full disk cannot.
+        let good = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
+        assert!(journal.push(&entry(5, 0)).is_err());
+        assert!(journal.decided((2, 0)).is_err());
+        assert_eq!((journal.len(), journal.tiles_decided(0..9)), (1, 1));
+        journal.file = good;
+        journal.push(&entry(5, 0)).unwrap();
+        drop(journal);
+        let journal = ScanJournal::open(&path, &settings("m"), TILES).unwrap();
+        assert_eq!((journal.len(), journal.tiles_decided(0..9)), (2, 1));
+    }
+
+    #[test]
     fn other_scans_are_set_aside_and_foreign_files_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
