@@ -22,4 +22,4 @@ mod tests;
 mod x86;
 
 pub use conv::Conv2d;
-pub use output::{Output, Requantize, look_up, quantize};
+pub use output::{Output, Requantize, dequantize, look_up, quantize};

@@ -127,6 +127,32 @@ pub(super) fn quantize_here(from: &[f32], scale: f32, zero_point: u8, to: &mut [
     }
 }
 
+/// uint8 as reals: `scale * (q - zero_point)`.
+///
+/// # Panics
+/// Slices of different lengths.
+pub fn dequantize(from: &[u8], scale: f32, zero_point: u8, to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "dequantised bytes");
+    #[cfg(target_arch = "x86_64")]
+    if Isa::Avx512.is_available() {
+        // SAFETY: the instruction set was just found present.
+        return unsafe { super::x86::dequantize512(from, scale, zero_point, to) };
+    } else if Isa::Avx2.is_available() {
+        // SAFETY: as above.
+        return unsafe { super::x86::dequantize256(from, scale, zero_point, to) };
+    }
+    dequantize_here(from, scale, zero_point, to);
+}
+
+/// The same with the vectors of the code around it.
+#[inline(always)]
+pub(super) fn dequantize_here(from: &[u8], scale: f32, zero_point: u8, to: &mut [f32]) {
+    let zero = f32::from(zero_point);
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = scale * (f32::from(*from) - zero);
+    }
+}
+
 /// `to[i] = table[from[i]]`.
 ///
 /// # Panics
@@ -145,6 +171,7 @@ pub fn look_up(table: &[u8; 256], from: &[u8], to: &mut [u8]) {
 
 /// A whole number as uint8; NaN gives 0.
 #[inline(always)]
+#[expect(clippy::manual_clamp, reason = "`clamp` hands NaN on")]
 fn saturated(x: f32) -> u8 {
     // SAFETY: `max` makes 0 of NaN, and what is left is between 0 and 255. A checked conversion keeps the compiler
     // from making vector code.

@@ -196,4 +196,18 @@ proptest! {
         let expected: Vec<u8> = from.iter().map(|&q| table[usize::from(q)]).collect();
         prop_assert_eq!(found, expected);
     }
+
+    #[test]
+    fn bytes_become_the_reals_of_the_definition(
+        from in prop::collection::vec(any::<u8>(), 0..300),
+        scale in 1e-4f32..9.0,
+        zero in any::<u8>(),
+    ) {
+        let mut found = vec![0.0; from.len()];
+        super::dequantize(&from, scale, zero, &mut found);
+        for (found, q) in found.iter().zip(&from) {
+            let expected = scale * (f32::from(*q) - f32::from(zero));
+            prop_assert_eq!(found.to_bits(), expected.to_bits());
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::conv::Runs;
 use super::depthwise;
-use super::output::{Output, quantize_here};
+use super::output::{Output, dequantize_here, quantize_here};
 use super::pack::{BLOCK, DEPTH, Packed};
 use crate::ConvSpec;
 
@@ -243,6 +243,12 @@ compiled!(
     quantize512,
     (from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]),
     quantize_here(from, scale, zero_point, to)
+);
+compiled!(
+    dequantize256,
+    dequantize512,
+    (from: &[u8], scale: f32, zero_point: u8, to: &mut [f32]),
+    dequantize_here(from, scale, zero_point, to)
 );
 
 /// # Safety

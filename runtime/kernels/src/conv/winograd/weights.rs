@@ -112,13 +112,16 @@ impl<T: Tile> Kernel for Transform<T> {
             for c in (0..width).step_by(S::LANES) {
                 let taps = self.taps.add(k * 9 * width + c);
                 let tap = |y: usize, x: usize| S::load(taps.add((y * 3 + x) * width));
-                let mut columns = [[S::zero(); MOST_PATCH]; 3];
-                for (x, column) in columns.iter_mut().enumerate() {
-                    *column = T::kernel::<S>([tap(0, x), tap(1, x), tap(2, x)]);
+                let mut rows = [[S::zero(); 3]; MOST_PATCH];
+                for x in 0..3 {
+                    let column = T::kernel::<S>([tap(0, x), tap(1, x), tap(2, x)]);
+                    for (row, v) in rows.iter_mut().zip(column) {
+                        row[x] = v;
+                    }
                 }
                 let to = self.to.add(k * width + c);
-                for y in 0..T::PATCH {
-                    let row = T::kernel::<S>([columns[0][y], columns[1][y], columns[2][y]]);
+                for (y, row) in rows.into_iter().enumerate().take(T::PATCH) {
+                    let row = T::kernel::<S>(row);
                     for (x, v) in row.iter().enumerate().take(T::PATCH) {
                         S::store(to.add((y * T::PATCH + x) * self.stride), *v);
                     }
