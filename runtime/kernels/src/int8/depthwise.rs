@@ -22,19 +22,22 @@ pub(super) fn pixel(
     let channels = spec.out_channels;
     let taps = weights.len() / channels;
     let [top, left, ..] = spec.padding;
-    // First byte of a tap's pixel; none where it is padding.
-    let place = |tap: usize| {
-        let (down, across) = (tap / spec.kernel[1], tap % spec.kernel[1]);
+    // Row and column of the next tap.
+    let (mut down, mut across) = (0, 0);
+    // First byte of its pixel; none where it is padding.
+    let mut next = || {
         let sy = (y * spec.stride[0] + down * spec.dilation[0]).wrapping_sub(top);
         let sx = (x * spec.stride[1] + across * spec.dilation[1]).wrapping_sub(left);
+        across += 1;
+        if across == spec.kernel[1] {
+            (down, across) = (down + 1, 0);
+        }
         (sy < spec.height && sx < spec.width).then(|| (sy * spec.width + sx) * channels)
     };
     for first in (0..taps).step_by(MOST_TAPS) {
         let count = (taps - first).min(MOST_TAPS);
         let mut places = [None; MOST_TAPS];
-        for (tap, to) in places[..count].iter_mut().enumerate() {
-            *to = place(first + tap);
-        }
+        places[..count].fill_with(&mut next);
         let mut blocks = sums.chunks_exact_mut(BLOCK);
         let mut c = 0;
         for sums in &mut blocks {

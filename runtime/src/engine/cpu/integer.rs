@@ -61,14 +61,9 @@ pub(super) fn tables(steps: &[Step]) -> Option<Tables> {
     Some(Tables { grid: *grid, stores, used: at })
 }
 
-/// The tables of an integer convolution where they are all it does after exact sums, and those sums' bias.
-pub(super) fn only_tables(op: &FusedOp, conv: &IntegerConv) -> Option<(Tables, Option<Vec<i32>>)> {
-    let bias = match op.steps.first() {
-        Some(Step::Offset(bias)) => Some(conv.integer_bias(bias)?),
-        _ => None,
-    };
-    let tables = tables(&op.steps).filter(|tables| tables.used == op.steps.len())?;
-    Some((tables, bias))
+/// The tables of an integer convolution where they are all it does.
+fn only_tables(op: &FusedOp) -> Option<Tables> {
+    tables(&op.steps).filter(|tables| tables.used == op.steps.len())
 }
 
 /// Turns maps into bytes that integer convolutions of one grid alone read and another makes: what is stored is what
@@ -81,7 +76,7 @@ pub(super) fn keep_bytes(graph: &mut FusedGraph) -> HashMap<BufferId, Grid> {
     for op in &graph.ops {
         let grid = match &op.core {
             Core::IntegerConv(conv) => {
-                let stores = only_tables(op, conv).map_or(vec![], |(tables, _)| tables.stores);
+                let stores = only_tables(op).map_or(vec![], |tables| tables.stores);
                 made.extend(stores.into_iter().map(|(id, _)| id));
                 Some(conv.input)
             }
@@ -116,6 +111,8 @@ pub(super) fn keep_bytes(graph: &mut FusedGraph) -> HashMap<BufferId, Grid> {
 #[derive(Debug)]
 pub(super) enum Table {
     Reals(Box<[f32; 256]>),
+    /// As the reals of the grid they are rounded to.
+    Grid(Grid),
     /// None where it is stored as it is.
     Bytes(Option<Box<[u8; 256]>>),
 }
@@ -136,14 +133,19 @@ pub(super) struct Source {
 pub(super) enum Finish {
     /// Bytes, and a table for every place.
     Bytes { requantize: Requantize, stores: Vec<(Place, Table)> },
+    /// Reals that are rounded to bytes of a grid, and a table for every place: where the bias is no integer.
+    Rounded { factors: Vec<f32>, bias: Vec<f32>, grid: Grid, stores: Vec<(Place, Table)> },
     /// Reals, for the float epilogue.
     Reals { factors: Vec<f32>, bias: Option<Vec<f32>> },
 }
 
 impl Table {
-    /// Of what is stored as `reals`, or as what a reader rounds them to.
-    fn new(reals: Box<[f32; 256]>, reader: Option<Grid>) -> Self {
-        let Some(grid) = reader else { return Self::Reals(reals) };
+    /// Of bytes of the grid `own`: what is stored as `reals`, or as what a reader rounds them to.
+    fn new(reals: Box<[f32; 256]>, own: Grid, reader: Option<Grid>) -> Self {
+        let Some(grid) = reader else {
+            let plain = reals.iter().enumerate().all(|(q, real)| *real == own.real(q as u8));
+            return if plain { Self::Grid(own) } else { Self::Reals(reals) };
+        };
         let bytes: [u8; 256] = std::array::from_fn(|q| grid.index(reals[q]));
         let same = bytes.iter().enumerate().all(|(q, byte)| q == usize::from(*byte));
         Self::Bytes((!same).then(|| Box::new(bytes)))
@@ -159,6 +161,11 @@ impl Table {
                 for (to, &byte) in to.iter_mut().zip(bytes) {
                     *to = table[usize::from(byte)];
                 }
+            }
+            Self::Grid(Grid { scale, zero_point }) => {
+                // SAFETY: the caller's promise.
+                let to = unsafe { arena.write::<f32>(place, range) };
+                int8::dequantize(bytes, *scale, *zero_point, to);
             }
             Self::Bytes(table) => {
                 // SAFETY: the caller's promise.
@@ -207,28 +214,23 @@ impl Ready {
             depthwise: geometry.groups > 1,
         };
         let products: Vec<f32> = conv.scales.iter().map(|s| s * conv.input.scale).collect();
-        let (finish, exact) = match only_tables(op, conv) {
-            Some((tables, exact)) => {
-                let finish = Finish::Bytes {
-                    requantize: Requantize {
-                        factors: products.iter().map(|p| p / tables.grid.scale).collect(),
-                        zero_point: tables.grid.zero_point,
-                        table: None,
-                    },
-                    stores: tables
-                        .stores
-                        .into_iter()
-                        .map(|(id, reals)| (place(id), Table::new(reals, reader(id))))
-                        .collect(),
-                };
-                (finish, exact)
+        let exact = bias.and_then(|bias| conv.integer_bias(bias));
+        let real = bias.filter(|_| exact.is_none()).map(|bias| bias.to_vec(geometry.outputs));
+        let finish = match only_tables(op) {
+            Some(Tables { grid, stores, .. }) => {
+                let stored = |(id, reals)| (place(id), Table::new(reals, grid, reader(id)));
+                let stores = stores.into_iter().map(stored).collect();
+                match real {
+                    Some(bias) => Finish::Rounded { factors: products, bias, grid, stores },
+                    None => {
+                        let factors = products.iter().map(|p| p / grid.scale).collect();
+                        let zero_point = grid.zero_point;
+                        let requantize = Requantize { factors, zero_point, table: None };
+                        Finish::Bytes { requantize, stores }
+                    }
+                }
             }
-            None => {
-                let exact = bias.and_then(|bias| conv.integer_bias(bias));
-                let real = bias.filter(|_| exact.is_none());
-                let bias = real.map(|bias| bias.to_vec(geometry.outputs));
-                (Finish::Reals { factors: products, bias }, exact)
-            }
+            None => Finish::Reals { factors: products, bias: real },
         };
         let zero = conv.input.zero_point;
         let kernel = int8::Conv2d::new(isa, &spec, zero, &conv.integers, exact.as_deref())?;
@@ -306,6 +308,21 @@ impl Ready {
                     let to = &mut out[..values];
                     let mut output = Output::Bytes { to: &mut *to, requantize };
                     self.kernel.run(whole, &mut output, window, sums, part.clone());
+                    let range = part.start * line..part.end * line;
+                    for (place, table) in stores {
+                        // SAFETY: the caller's promise; the table is of the buffer's type.
+                        unsafe { table.store(to, arena, *place, range.clone()) };
+                    }
+                }
+                Finish::Rounded { factors, bias, grid, stores } => {
+                    let reals = &mut reals[..values];
+                    let mut output = Output::Reals { to: &mut *reals, factors };
+                    self.kernel.run(whole, &mut output, window, sums, part.clone());
+                    for pixel in reals.chunks_exact_mut(bias.len()) {
+                        pixel.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
+                    }
+                    let to = &mut out[..values];
+                    int8::quantize(reals, grid.scale, grid.zero_point, to);
                     let range = part.start * line..part.end * line;
                     for (place, table) in stores {
                         // SAFETY: the caller's promise; the table is of the buffer's type.

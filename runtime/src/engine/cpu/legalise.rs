@@ -167,16 +167,10 @@ impl Legal {
                 let lead = lead(conv);
                 self.with_epilogue(op, lead);
             }
-            Core::IntegerConv(conv) => {
-                let exact = match op.steps.first() {
-                    Some(Step::Offset(bias)) => conv.integer_bias(bias).is_some(),
-                    _ => true,
-                };
-                match tables(&op.steps).filter(|_| exact) {
-                    Some(tables) => self.with_tables(op, tables.used),
-                    None => self.with_epilogue(op, Lead::Bias),
-                }
-            }
+            Core::IntegerConv(_) => match tables(&op.steps) {
+                Some(tables) => self.with_tables(op, tables.used),
+                None => self.with_epilogue(op, Lead::Bias),
+            },
             Core::Pool(pool) if is_mean_2x2(pool) => self.with_epilogue(op, Lead::None),
             Core::Image { .. } | Core::Attention(_) | Core::Pool(_) => self.storing(op, 0),
             Core::GroupNorm { .. } => {
@@ -284,7 +278,14 @@ impl Legal {
 
     /// Steps alone: the kernels' where the first store is within reach of one call, else the plain
     /// interpreter does all of them.
-    fn map(&mut self, inputs: Vec<Input>, steps: Vec<Step>) {
+    fn map(&mut self, inputs: Vec<Input>, mut steps: Vec<Step>) {
+        for step in &mut steps {
+            if let Step::Add { input, .. } = step
+                && input.upsample != 1
+            {
+                *input = self.gathered(&[*input]);
+            }
+        }
         let op =
             FusedOp { name: self.name.clone(), core: Core::Map, inputs, steps, outputs: vec![] };
         if is_kernel_map(&op, &self.out.buffers) {

@@ -161,7 +161,7 @@ impl<'a> Prepare<'a> {
                 about.kernel = format!("int8 {}", self.isa.name());
                 self.scratch = self.scratch.max(ready.scratch_len());
                 let out = match ready.finish {
-                    Finish::Bytes { .. } => None,
+                    Finish::Bytes { .. } | Finish::Rounded { .. } => None,
                     Finish::Reals { .. } => {
                         Some(self.out(&op, legalise::epilogue(&op.steps, Lead::Bias))?)
                     }
