@@ -36,6 +36,7 @@ use crate::bench::engine::median;
 use crate::model::typed::{guarded, typed, typed_once};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, OUTPUT, pb::ModelProto};
+use crate::process::release_free_memory;
 use crate::{Error, Result};
 
 /// Registered name.
@@ -59,6 +60,7 @@ pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engi
         };
         Program::new(fused::fuse(typed_once(wide.unwrap_or(proto), &input)?)?, isa)
     })?;
+    release_free_memory();
     let bytes = input.iter().product();
     let fits = matches!(program.inputs.as_slice(), [image]
             if image.place.len == bytes && image.element == u8::datum_type())
