@@ -242,7 +242,8 @@ fn check_log(log: &str, summary: &Summary) {
         assert_eq!(count(text), times, "{text:?} in\n{log}");
     }
     let host = format!("info  host {} (diffbulk_scanner::scanner::", env!("CARGO_PKG_VERSION"));
-    assert!(count(&host) >= 3, "{host:?} in\n{log}");
+    // At the start and after the restart; the cut may be mended before either end calls it lost.
+    assert!(count(&host) >= 2, "{host:?} in\n{log}");
     assert!(count("warn  host gone: ") >= 1, "{log}");
     // Homed at the start, after the emergency stop and after the restart.
     assert!(count("Idle -> Homing") >= 3, "{log}");
