@@ -225,6 +225,12 @@ fn the_image_scans_a_small_plan_and_survives_what_can_go_wrong() {
             (Um(500_000 + 112_000 * column), Um(400_000 + 112_000 * row))
         );
     }
+    // The host falls silent, and the board notices.
+    let end = Instant::now() + Duration::from_secs(60);
+    while !board.log().contains("warn  host gone: Lost") {
+        assert!(Instant::now() < end, "a silent host is not noticed\n{}", board.log());
+        std::thread::sleep(Duration::from_millis(500));
+    }
     check_log(&board.log(), &summary);
 }
 
@@ -244,7 +250,7 @@ fn check_log(log: &str, summary: &Summary) {
     let host = format!("info  host {} (diffbulk_scanner::scanner::", env!("CARGO_PKG_VERSION"));
     // At the start and after the restart; the cut may be mended before either end calls it lost.
     assert!(count(&host) >= 2, "{host:?} in\n{log}");
-    assert!(count("warn  host gone: ") >= 1, "{log}");
+    assert!(count("warn  host gone: Lost") >= 1, "{log}");
     // Homed at the start, after the emergency stop and after the restart.
     assert!(count("Idle -> Homing") >= 3, "{log}");
     let taken = usize::from(summary.kept + summary.rescans);
