@@ -242,6 +242,15 @@ fn find(name: &str) -> Result<&'static Registration> {
     })
 }
 
+/// Refuses a tile of another size than the `bytes` of the model's input.
+fn expect_bytes(engine: &'static str, image: &[u8], bytes: usize) -> Result<()> {
+    if image.len() == bytes {
+        return Ok(());
+    }
+    let problem = format!("a tile has {bytes} bytes, this one {}", image.len());
+    Err(Error::Engine { engine, problem })
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::DimLike;
 
-use super::{Engine, Session};
+use super::{Engine, Session, expect_bytes};
 use crate::model::typed::{guarded, typed};
 use crate::model::{Model, OUTPUT, pb};
 use crate::{Error, Result};
@@ -64,9 +64,7 @@ impl Engine for TractEngine {
 impl Session for TractSession {
     fn predict_into(&mut self, image: &[u8], into: &mut Vec<f32>) -> Result<()> {
         let bytes: usize = self.input.iter().product();
-        if image.len() != bytes {
-            return Err(failure(format!("a tile has {bytes} bytes, this one {}", image.len())));
-        }
+        expect_bytes(NAME, image, bytes)?;
         let input = Tensor::from_shape(&self.input, image).map_err(failure)?;
         let values = run(&mut self.state, input, 0)?;
         if values.len() != self.genes {

@@ -31,7 +31,7 @@ use tract_onnx::tract_core::internal::{Runnable, Runtime};
 
 use self::program::Program;
 use self::session::CpuSession;
-use super::{Engine, OperatorTime, Session, fused};
+use super::{Engine, OperatorTime, Session, expect_bytes, fused};
 use crate::bench::engine::median;
 use crate::model::typed::{guarded, typed, typed_once};
 use crate::model::widen::{Rounding, widen};
@@ -143,13 +143,7 @@ struct Tiles {
 
 impl Session for Tiles {
     fn predict_into(&mut self, image: &[u8], values: &mut Vec<f32>) -> Result<()> {
-        if image.len() != self.bytes {
-            return Err(failure(format!(
-                "a tile has {} bytes, this one {}",
-                self.bytes,
-                image.len()
-            )));
-        }
+        expect_bytes(NAME, image, self.bytes)?;
         self.session.set_input(0, image).map_err(failure)?;
         self.session.run().map_err(failure)?;
         values.clear();

@@ -41,7 +41,7 @@ use self::program::Program;
 use self::resident::{Resident, SLOTS};
 use self::tune::Choices;
 use self::worker::Desk;
-use super::{DevicePeak, Engine, OperatorTime, Options, Session, fused};
+use super::{DevicePeak, Engine, OperatorTime, Options, Session, expect_bytes, fused};
 use crate::model::typed::{guarded, typed};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, pb::ModelProto};
@@ -200,13 +200,7 @@ struct GpuSession {
 
 impl Session for GpuSession {
     fn predict_into(&mut self, image: &[u8], values: &mut Vec<f32>) -> Result<()> {
-        if image.len() != self.bytes {
-            return Err(failure(format!(
-                "a tile has {} bytes, this one {}",
-                self.bytes,
-                image.len()
-            )));
-        }
+        expect_bytes(NAME, image, self.bytes)?;
         *values = self.desk.predict(image).map_err(failure)?;
         debug_assert_eq!(values.len(), self.genes);
         Ok(())
