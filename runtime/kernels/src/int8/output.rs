@@ -105,7 +105,8 @@ impl Output<'_> {
     }
 }
 
-/// Reals as uint8: `round(x / scale) + zero_point`, rounded half to even and saturated; NaN gives 0.
+/// Reals as uint8: `round(x * (1 / scale)) + zero_point`, rounded half to even and saturated; NaN gives 0. The
+/// reciprocal is rounded to float32 first.
 pub fn quantize(from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if Isa::Avx512.is_available() {
@@ -121,9 +122,9 @@ pub fn quantize(from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
 /// The same with the vectors of the code around it.
 #[inline(always)]
 pub(super) fn quantize_here(from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
-    let zero = f32::from(zero_point);
+    let (inverse, zero) = (1.0 / scale, f32::from(zero_point));
     for (to, from) in to.iter_mut().zip(from) {
-        *to = saturated((from / scale).round_ties_even() + zero);
+        *to = saturated((from * inverse).round_ties_even() + zero);
     }
 }
 

@@ -10,56 +10,11 @@ use tract_onnx::prelude::Datum;
 
 use super::arena::{Arena, Place};
 use crate::engine::fused::{
-    Activation, BufferId, Channels, Core, FusedGraph, FusedOp, Grid, IntegerConv, Step,
+    Bias, BufferId, Core, FusedGraph, FusedOp, Grid, IntegerConv, Step, Tables, tables,
 };
 
 /// Output values computed before they are written: few enough to stay in the second cache.
 const GROUP: usize = 1 << 15;
-
-/// The steps of an operator as far as every value depends on nothing but one byte.
-#[derive(Debug)]
-pub(super) struct Tables {
-    /// What the sums are rounded to.
-    pub(super) grid: Grid,
-    /// What each byte is stored as, and where.
-    pub(super) stores: Vec<(BufferId, Box<[f32; 256]>)>,
-    /// Steps taken.
-    pub(super) used: usize,
-}
-
-/// `[offset] [clip] snap`, then functions of one value and stores.
-pub(super) fn tables(steps: &[Step]) -> Option<Tables> {
-    let mut at = 0;
-    if let Some(Step::Offset(_)) = steps.first() {
-        at = 1;
-    }
-    if let Some(Step::Activate(Activation::Clip { low, high })) = steps.get(at) {
-        at += 1;
-        // Rounding saturates at the grid's ends: a clip that reaches both changes nothing.
-        let grid = match steps.get(at) {
-            Some(Step::Activate(Activation::Snap(grid))) => grid,
-            _ => return None,
-        };
-        if grid.index(*low) != 0 || grid.index(*high) != 255 {
-            return None;
-        }
-    }
-    let Some(Step::Activate(Activation::Snap(grid))) = steps.get(at) else { return None };
-    at += 1;
-    let mut last: Box<[f32; 256]> = Box::new(std::array::from_fn(|q| grid.real(q as u8)));
-    let mut stores = Vec::new();
-    for step in &steps[at..] {
-        match step {
-            Step::Activate(activation) => last.iter_mut().for_each(|x| *x = activation.apply(*x)),
-            Step::Scale(Channels::One(factor)) => last.iter_mut().for_each(|x| *x *= factor),
-            Step::Offset(Channels::One(offset)) => last.iter_mut().for_each(|x| *x += offset),
-            Step::Store(buffer) => stores.push((*buffer, last.clone())),
-            _ => break,
-        }
-        at += 1;
-    }
-    Some(Tables { grid: *grid, stores, used: at })
-}
 
 /// The tables of an integer convolution where they are all it does.
 fn only_tables(op: &FusedOp) -> Option<Tables> {
@@ -197,7 +152,6 @@ impl Ready {
         sources: Vec<Source>,
         place: impl Fn(BufferId) -> Place,
         reader: impl Fn(BufferId) -> Option<Grid>,
-        bias: Option<&Channels>,
     ) -> Result<Self, KernelError> {
         let [height, width, _] = sources[0].dims;
         let (up, geometry) = (sources[0].upsample, &conv.conv);
@@ -213,9 +167,12 @@ impl Ready {
             padding: [padding.top, padding.left, padding.bottom, padding.right],
             depthwise: geometry.groups > 1,
         };
-        let products: Vec<f32> = conv.scales.iter().map(|s| s * conv.input.scale).collect();
-        let exact = bias.and_then(|bias| conv.integer_bias(bias));
-        let real = bias.filter(|_| exact.is_none()).map(|bias| bias.to_vec(geometry.outputs));
+        let products = conv.products();
+        let (exact, real) = match conv.bias(&op.steps) {
+            Bias::None => (None, None),
+            Bias::Integers(bias) => (Some(bias), None),
+            Bias::Reals(bias) => (None, Some(bias)),
+        };
         let finish = match only_tables(op) {
             Some(Tables { grid, stores, .. }) => {
                 let stored = |(id, reals)| (place(id), Table::new(reals, grid, reader(id)));
@@ -223,7 +180,7 @@ impl Ready {
                 match real {
                     Some(bias) => Finish::Rounded { factors: products, bias, grid, stores },
                     None => {
-                        let factors = products.iter().map(|p| p / grid.scale).collect();
+                        let factors = conv.factors(grid);
                         let zero_point = grid.zero_point;
                         let requantize = Requantize { factors, zero_point, table: None };
                         Finish::Bytes { requantize, stores }
@@ -391,34 +348,5 @@ impl Ready {
             }
             offset += own;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steps_of_one_byte_become_tables() {
-        let grid = Grid { scale: 0.5, zero_point: 100 };
-        let snap = Step::Activate(Activation::Snap(grid));
-        let silu = Step::Activate(Activation::Silu);
-        let add =
-            Step::Add { input: crate::engine::fused::Input { buffer: 9, upsample: 1 }, scale: 1.0 };
-        let steps = [
-            Step::Offset(Channels::One(1.0)),
-            snap.clone(),
-            Step::Store(3),
-            silu,
-            Step::Store(4),
-            add,
-        ];
-        let tables = tables(&steps).unwrap();
-        assert_eq!(tables.used, 5);
-        assert_eq!(tables.stores[0].1[102], 1.0);
-        assert!((tables.stores[1].1[102] - 1.0 / (1.0 + (-1.0f32).exp())).abs() < 1e-6);
-        // A clip that cuts inside the grid is not one of its ends.
-        let clip = Step::Activate(Activation::Clip { low: 0.0, high: 6.0 });
-        assert!(super::tables(&[clip, snap]).is_none());
     }
 }

@@ -5,10 +5,9 @@ use diffbulk_kernels as kernels;
 
 use tract_onnx::prelude::Datum;
 
-use super::integer::tables;
 use crate::engine::fused::{
     Activation, BufferId, BufferSpec, Channels, Conv, Core, FusedGraph, FusedOp, Input, Layout,
-    Padding, Pool, Step,
+    Padding, Pool, Step, tables,
 };
 
 /// What a kernel does to its sums on the way out, in the kernels' order.

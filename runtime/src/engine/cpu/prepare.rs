@@ -138,10 +138,6 @@ impl<'a> Prepare<'a> {
                 (Work::Conv { kernel: Box::new(kernel), sources, out }, rows)
             }
             Core::IntegerConv(ref conv) => {
-                let bias = match op.steps.first() {
-                    Some(Step::Offset(bias)) => Some(bias),
-                    _ => None,
-                };
                 let sources = op.inputs.iter().map(|input| integer::Source {
                     place: self.place(input.buffer),
                     dims: self.dims(input.buffer),
@@ -155,7 +151,6 @@ impl<'a> Prepare<'a> {
                     sources.collect(),
                     |id| self.place(id),
                     |id| self.readers.get(&id).copied(),
-                    bias,
                 )
                 .map_err(kernel_error)?;
                 about.kernel = format!("int8 {}", self.isa.name());

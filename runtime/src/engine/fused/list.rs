@@ -180,9 +180,15 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// What reals are multiplied with to be rounded.
+    pub fn inverse(self) -> f32 {
+        1.0 / self.scale
+    }
+
     /// The q whose value is nearest to `x`: half to even, saturating.
     pub fn index(self, x: f32) -> u8 {
-        ((x / self.scale).round_ties_even() + f32::from(self.zero_point)).clamp(0.0, 255.0) as u8
+        let steps = (x * self.inverse()).round_ties_even();
+        (steps + f32::from(self.zero_point)).clamp(0.0, 255.0) as u8
     }
 
     /// The value of `q`.

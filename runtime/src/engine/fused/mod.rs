@@ -4,6 +4,7 @@
 //! and [`FusedGraph`] is the list, printable with shapes and buffers. It says what to compute and
 //! where values lie, not how: an engine lowers it to its own kernels.
 
+mod bytes;
 mod list;
 mod plan;
 mod quantised;
@@ -12,6 +13,7 @@ mod show;
 
 use tract_onnx::prelude::*;
 
+pub use bytes::{Bias, Tables, tables};
 pub use list::*;
 pub use plan::plan;
 

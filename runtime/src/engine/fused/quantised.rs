@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::bytes::tables;
 use super::list::*;
 
 /// Largest integer weight.
@@ -50,7 +51,7 @@ fn grids(graph: &FusedGraph) -> HashMap<BufferId, Grid> {
 }
 
 /// Integer convolutions round what they read: a buffer that only they read needs no rounding when
-/// it is written.
+/// it is written, except by one of them that makes bytes of its sums at once.
 fn drop_snaps(graph: &mut FusedGraph, grids: &HashMap<BufferId, Grid>) {
     let read_as_is = |buffer: BufferId| {
         graph.outputs.contains(&buffer)
@@ -66,6 +67,11 @@ fn drop_snaps(graph: &mut FusedGraph, grids: &HashMap<BufferId, Grid>) {
     };
     let free: Vec<BufferId> = grids.keys().copied().filter(|&id| !read_as_is(id)).collect();
     for op in &mut graph.ops {
+        let bytes = matches!(op.core, Core::IntegerConv(_))
+            && tables(&op.steps).is_some_and(|tables| tables.used == op.steps.len());
+        if bytes {
+            continue;
+        }
         let mut at = 0;
         while at + 1 < op.steps.len() {
             let snapped = matches!(
