@@ -1,20 +1,27 @@
 use std::fmt;
 
-/// One cache line.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Line([f32; 16]);
+use crate::memory::Block;
 
-/// Floats that begin on a cache line, 0 at first, with at least one line of zeros beyond the end so that a vector may
-/// be read past it.
+/// One cache line of floats.
+const LINE: usize = 16;
+
+/// Prepared values: floats that begin on a cache line, 0 at first, with at least one line of zeros beyond the end so that
+/// a vector may be read past it.
 pub(crate) struct Aligned {
-    lines: Vec<Line>,
+    block: Block,
     len: usize,
 }
 
 impl Aligned {
     pub(crate) fn zeroed(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16) + 1], len }
+        let floats = len.next_multiple_of(LINE) + LINE;
+        Self { block: Block::zeroed(floats * size_of::<f32>()), len }
+    }
+
+    pub(crate) fn copy_of(values: &[f32]) -> Self {
+        let mut aligned = Self::zeroed(values.len());
+        aligned.as_mut_slice().copy_from_slice(values);
+        aligned
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -22,12 +29,12 @@ impl Aligned {
     }
 
     pub(crate) fn as_ptr(&self) -> *const f32 {
-        self.lines.as_ptr().cast()
+        self.block.as_ptr().cast_const().cast()
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: the lines hold at least `len` contiguous floats, and they are borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        // SAFETY: the block is aligned, initialised and holds more than `len` floats, and it is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.block.as_ptr().cast(), self.len) }
     }
 }
 

@@ -29,6 +29,7 @@ mod inverted_residual;
 mod isa;
 mod math;
 mod matrix;
+pub mod memory;
 mod peak;
 mod pointwise;
 mod pool;

@@ -24,7 +24,7 @@ pub(super) unsafe fn dot(
     for block in 0..packed.blocks {
         // SAFETY: the caller's promise.
         unsafe {
-            let weights = packed.data.as_ptr().add(block * packed.block_bytes());
+            let weights = packed.data().as_ptr().add(block * packed.block_bytes());
             let sums = sums.as_mut_ptr().add(block * BLOCK);
             let mut done = 0;
             while offsets.len() - done >= TOGETHER {
@@ -115,7 +115,7 @@ pub(super) unsafe fn multiply(
         for (pixel, &offset) in offsets.iter().enumerate() {
             // SAFETY: the caller's promise.
             unsafe {
-                let weights = packed.data.as_ptr().add(block * packed.block_bytes());
+                let weights = packed.data().as_ptr().add(block * packed.block_bytes());
                 let sums = sums.as_mut_ptr().add(pixel * step + block * BLOCK);
                 multiply_pixel(source.as_ptr().add(offset), runs, weights, sums);
             }

@@ -114,7 +114,7 @@ impl Conv2d {
     /// Bytes of prepared weights.
     pub fn weight_bytes(&self) -> usize {
         let own = match &self.weights {
-            Weights::Dense { packed, .. } => packed.data.len(),
+            Weights::Dense { packed, .. } => packed.data().len(),
             Weights::Depthwise(weights) => weights.len() * 2,
         };
         own + self.bias.len() * 4
@@ -220,7 +220,7 @@ impl Conv2d {
         // What every kernel reads without looking: the last byte of the last pixel's last run.
         let last = offset(pixels - 1) + runs.starts.last().copied().unwrap_or(0);
         assert!(last + runs.groups * DEPTH <= source.len(), "a window ends beyond its rows");
-        assert_eq!(packed.data.len(), packed.planes * packed.plane_bytes());
+        assert_eq!(packed.data().len(), packed.planes * packed.plane_bytes());
         assert_eq!(packed.groups, runs.groups * runs.starts.len());
         let chunk = chunk(self.isa);
         let mut offsets = [0; CHUNK];

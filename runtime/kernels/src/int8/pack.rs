@@ -1,6 +1,6 @@
 //! How weights and activations lie while they are multiplied.
 
-use crate::ConvSpec;
+use crate::{ConvSpec, memory::Block};
 
 /// Output channels of a block of weights.
 pub(super) const BLOCK: usize = 16;
@@ -15,8 +15,7 @@ const MADDUBS_LIMIT: i8 = 64;
 /// channels (channels padded to a multiple of [`DEPTH`] with zeros).
 #[derive(Debug)]
 pub(super) struct Packed {
-    /// All planes, one after the other; the weights are their sum.
-    pub data: Vec<i8>,
+    data: Block,
     /// One, or two where an instruction set needs halves.
     pub planes: usize,
     /// Groups of [`DEPTH`] taps.
@@ -36,7 +35,8 @@ impl Packed {
         let wide = weights.iter().any(|w| w.unsigned_abs() > MADDUBS_LIMIT.unsigned_abs());
         let planes = if halves && wide { 2 } else { 1 };
         let size = blocks * groups * BLOCK * DEPTH;
-        let mut data = vec![0; planes * size];
+        let mut block = Block::zeroed(planes * size);
+        let data = block.as_signed_mut();
         for (index, &weight) in weights.iter().enumerate() {
             let (tap, rest) = (index % (height * width), index / (height * width));
             let (channel, output) = (rest % channels, rest / channels);
@@ -51,7 +51,12 @@ impl Packed {
                 data[at] = weight;
             }
         }
-        Self { data, planes, groups, blocks }
+        Self { data: block, planes, groups, blocks }
+    }
+
+    /// All planes, one after the other; the weights are their sum.
+    pub fn data(&self) -> &[i8] {
+        self.data.as_signed()
     }
 
     /// Bytes of one block of one plane.

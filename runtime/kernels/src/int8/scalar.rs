@@ -13,7 +13,7 @@ pub(super) fn chunk(
 ) {
     for (&offset, sums) in offsets.iter().zip(sums.chunks_exact_mut(packed.blocks * BLOCK)) {
         for (block, sums) in sums.chunks_exact_mut(BLOCK).enumerate() {
-            let weights = &packed.data[block * packed.block_bytes()..][..packed.block_bytes()];
+            let weights = &packed.data()[block * packed.block_bytes()..][..packed.block_bytes()];
             let mut groups = weights.chunks_exact(BLOCK * DEPTH);
             for &start in runs.starts {
                 let from = &source[offset + start..][..runs.groups * DEPTH];

@@ -13,7 +13,7 @@ macro_rules! over {
     ($tile:ident, [$($pixels:literal),+], $blocks:literal, $source:ident, $offsets:ident, $runs:ident,
      $packed:ident, $sums:ident) => {
         for plane in 0..$packed.planes {
-            let plane = $packed.data.as_ptr().add(plane * $packed.plane_bytes());
+            let plane = $packed.data().as_ptr().add(plane * $packed.plane_bytes());
             let step = $packed.blocks * BLOCK;
             let mut block = 0;
             while block < $packed.blocks {

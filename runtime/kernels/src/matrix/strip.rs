@@ -31,6 +31,10 @@ pub(crate) struct Strip {
     pub out_stride: usize,
 }
 
+/// Floats between the weights in use and those being asked for: prefetchers of the processor begin anew with each page
+/// and each stream, while the next position's or layer's weights mostly lie just behind these.
+const AHEAD: usize = 4096;
+
 struct Block<const R: usize, const C: usize>(Strip);
 
 impl<const R: usize, const C: usize> Kernel for Block<R, C> {
@@ -58,6 +62,9 @@ impl<const R: usize, const C: usize> Kernel for Block<R, C> {
                 let mut weights = [S::zero(); C];
                 for (c, w) in weights.iter_mut().enumerate() {
                     *w = S::load(b.add(c * S::LANES));
+                }
+                for line in (0..C * S::LANES).step_by(16) {
+                    S::prefetch(b.wrapping_add(AHEAD + line));
                 }
                 b = b.add(C * S::LANES);
                 for r in 0..R {

@@ -33,6 +33,10 @@ impl Simd for Avx2 {
         outlined(kernel)
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         _mm256_set1_ps(x)
     }

@@ -30,6 +30,10 @@ impl Simd for Avx512 {
         outlined(kernel)
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         _mm512_set1_ps(x)
     }

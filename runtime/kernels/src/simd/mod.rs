@@ -74,6 +74,9 @@ pub(crate) trait Simd: Copy {
     /// `LANES` bytes as floats.
     unsafe fn load_bytes(from: *const u8) -> Self::V;
 
+    /// Asks for the cache line at `at`, which may lie anywhere.
+    unsafe fn prefetch(at: *const f32);
+
     #[inline(always)]
     unsafe fn zero() -> Self::V {
         // SAFETY: the same contract.

@@ -25,6 +25,11 @@ impl Simd for Neon {
         outlined(kernel)
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        // The intrinsic is not stable yet.
+        std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, readonly, preserves_flags));
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         vdupq_n_f32(x)
     }

@@ -34,6 +34,8 @@ impl Simd for Portable {
         outlined(kernel)
     }
     #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         [x; LANES]
     }

@@ -1,9 +1,10 @@
 //! The memory that all operators of a session read and write.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ops::Range;
 use std::ptr::NonNull;
 
+use diffbulk_kernels::memory;
 use tract_onnx::prelude::TractResult;
 use tract_onnx::tract_core::internal::anyhow;
 
@@ -38,17 +39,16 @@ impl Arena {
     /// When the system has not that much memory.
     pub(super) fn new(bytes: usize) -> TractResult<Self> {
         let refuse = || anyhow!("{bytes} bytes of memory for one tile are more than there is");
-        let layout = Self::layout(bytes).ok_or_else(refuse)?;
+        let layout = memory::layout(bytes).ok_or_else(refuse)?;
         // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or_else(refuse)?;
+        let start = NonNull::new(unsafe { alloc(layout) }).ok_or_else(refuse)?;
+        // SAFETY: just allocated, and not in use yet. Asked for before the first byte is touched, the pages are huge
+        // from the beginning.
+        unsafe {
+            memory::prefer_huge_pages(start, layout.size());
+            start.write_bytes(0, layout.size());
+        }
         Ok(Self { start, layout, bytes })
-    }
-
-    /// Never empty.
-    fn layout(bytes: usize) -> Option<Layout> {
-        let size = bytes.checked_next_multiple_of(ALIGNMENT)?.max(ALIGNMENT);
-        Layout::from_size_align(size, ALIGNMENT).ok()
     }
 
     fn at<T>(&self, place: Place, range: &Range<usize>) -> *mut T {

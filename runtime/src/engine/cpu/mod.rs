@@ -23,9 +23,10 @@ mod tests;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
-use diffbulk_kernels::Isa;
+use diffbulk_kernels::{Isa, memory};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::{Runnable, Runtime};
 
@@ -61,6 +62,8 @@ pub(crate) fn open(model: &Model, proto: Cow<ModelProto>) -> Result<Box<dyn Engi
         Program::new(fused::fuse(typed_once(wide.unwrap_or(proto), &input)?)?, isa)
     })?;
     release_free_memory();
+    // The first tiles need not wait for it; without a thread for it nothing but speed is lost.
+    let _ = thread::Builder::new().name("huge-pages".into()).spawn(memory::settle);
     let bytes = input.iter().product();
     let fits = matches!(program.inputs.as_slice(), [image]
             if image.place.len == bytes && image.element == u8::datum_type())

@@ -16,6 +16,10 @@ use super::places::{place, place_buffers};
 use super::prepare::Prepare;
 use super::residual;
 use crate::engine::fused::{BufferId, Channels, FusedGraph, Pool, TractOp};
+use crate::process::release_free_memory;
+
+/// A release takes a fraction of a millisecond.
+const OPERATORS_BETWEEN_RELEASES: usize = 24;
 
 /// Everything that sessions share.
 pub(super) struct Program {
@@ -231,6 +235,10 @@ impl Program {
                 None => prepare.op(op),
             };
             ready.push(op.with_context(|| format!("preparing {name}"))?);
+            // What the graph held is needed for what is packed next.
+            if ready.len().is_multiple_of(OPERATORS_BETWEEN_RELEASES) {
+                release_free_memory();
+            }
         }
         let ops = ready;
         let scratch = prepare.scratch;

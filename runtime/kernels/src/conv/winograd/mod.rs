@@ -128,9 +128,9 @@ impl Winograd {
         let vector = positions * channels * lanes * size_of::<f32>();
         let most = if when == When::EachBlock { (PANEL / vector).clamp(1, most) } else { most };
         let panels = matrix::layout(lanes, most, spec.out_channels);
-        let mut packed = Aligned::zeroed(matrix::packed_len(&panels, lanes, channels * 9));
+        let mut taps = vec![0.0; matrix::packed_len(&panels, lanes, channels * 9)];
         let weight = |k: usize, n: usize| weights[(n * channels + k / 9) * 9 + k % 9];
-        matrix::pack(&panels, lanes, channels * 9, weight, packed.as_mut_slice());
+        matrix::pack(&panels, lanes, channels * 9, weight, &mut taps);
         let widest = panels.iter().map(|panel| panel.columns).max().unwrap_or(0) * lanes;
         let in_tile = channels.next_multiple_of(16);
         let room = if when == When::EachBlock { 2 * BLOCK } else { BLOCK };
@@ -144,12 +144,16 @@ impl Winograd {
             out_position: odd(block * widest),
             weights: odd(channels * widest),
         };
+        let transformed = panels.len() * positions * strides.weights;
         let mut conv = Self {
             size,
             bias: matrix::pad_bias(&panels, lanes, bias),
             panels,
             lanes,
-            weights: packed,
+            weights: match when {
+                When::Ahead => Aligned::zeroed(transformed),
+                When::EachCall | When::EachBlock => Aligned::copy_of(&taps),
+            },
             when,
             zeros: Aligned::zeroed(spec.sources.iter().map(|s| s.channels).max().unwrap_or(0)),
             block,
@@ -157,8 +161,6 @@ impl Winograd {
             strides,
         };
         if when == When::Ahead {
-            let transformed = Aligned::zeroed(conv.panels.len() * positions * strides.weights);
-            let taps = std::mem::replace(&mut conv.weights, transformed);
             let to = conv.weights.as_mut_slice().as_mut_ptr();
             // SAFETY: taps and room for all panels are as `TransformAll` wants them.
             unsafe {
