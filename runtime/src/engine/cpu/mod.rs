@@ -19,6 +19,8 @@ mod runtime;
 mod session;
 mod team;
 #[cfg(test)]
+pub(in crate::engine) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;

@@ -1,6 +1,6 @@
 //! Convolutions of reals: as a matrix product, and channel by channel.
 
-use super::lower::{Context, Dispatches, reach};
+use super::lower::{Context, reach};
 use super::map::{Frame, Map};
 use super::pixelwise::elementwise;
 use super::shader::{Kernel, Weights, Writer, groups};
@@ -61,10 +61,10 @@ pub(super) fn frame(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Fra
 }
 
 /// The dispatches of a convolution.
-pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Dispatches> {
+pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Vec<Kernel>> {
     let frame = frame(context, op, conv)?;
     if conv.groups > 1 {
-        return depthwise(context, op, conv, frame).map(Dispatches::from);
+        return depthwise(context, op, conv, frame).map(|kernel| vec![kernel]);
     }
     if let [transformed, products] = op.outputs[..] {
         let scratch = [transformed, products].map(|id| &context.maps[id]);
@@ -78,7 +78,7 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Dis
         });
     let mut kernel = product(context, op, conv, frame, tiling)?;
     kernel.shape = Some(shape);
-    Ok(kernel.into())
+    Ok(vec![kernel])
 }
 
 /// Weights as the shaders read them: for each tap and each input channel (padded to whole elements
@@ -160,7 +160,7 @@ fn product(
     frame: Frame,
     tiling: Tiling,
 ) -> Lowered<Kernel> {
-    let (mut writer, stride) = context.writer();
+    let mut writer = context.writer();
     let sources: Vec<&Map> = op.inputs.iter().map(|input| &context.maps[input.buffer]).collect();
     let size = [sources[0].height, sources[0].width].map(|size| size * op.inputs[0].upsample);
     let n4 = frame.c4();
@@ -181,7 +181,6 @@ fn product(
     let kernel = conv.kernel.map(|n| format!("i32({})", writer.number(n)));
     let [kh, kw] = kernel;
     let mut holes = vec![
-        ("$STRIDE", stride),
         ("$N4", n4_text.clone()),
         ("$PIXELS", pixels_text.clone()),
         ("$KH", kh),
@@ -343,7 +342,7 @@ fn guarded(load: &str, all: usize, threads: usize, part: usize) -> String {
 
 /// One thread a pixel and four channels.
 fn depthwise(context: &Context, op: &FusedOp, conv: &Conv, frame: Frame) -> Lowered<Kernel> {
-    let (mut writer, stride) = context.writer();
+    let mut writer = context.writer();
     let source = *context.first(op)?;
     let taps = conv.kernel[0] * conv.kernel[1];
     let c4 = frame.c4();
@@ -372,7 +371,7 @@ fn depthwise(context: &Context, op: &FusedOp, conv: &Conv, frame: Frame) -> Lowe
         geometry.setup(0, "pixel"),
         geometry.address(0, "")
     ));
-    let mut kernel = elementwise(writer, "depthwise", &op.steps, frame, stride)?;
+    let mut kernel = elementwise(writer, "depthwise", &op.steps, frame)?;
     kernel.weights = Weights::Reals(packed);
     Ok(kernel)
 }

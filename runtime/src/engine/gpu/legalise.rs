@@ -6,7 +6,9 @@ use tract_onnx::prelude::Datum;
 use super::map::dims;
 use super::shader::Abilities;
 use super::winograd;
-use crate::engine::fused::{BufferId, BufferSpec, Core, FusedGraph, FusedOp, Input, Layout, Step};
+use crate::engine::fused::{
+    BufferId, BufferSpec, Core, FusedGraph, FusedOp, Input, IntegerConv, Layout, Step,
+};
 
 /// `graph` with operators that can be lowered one by one, for a device of these abilities. Buffers have
 /// no places yet.
@@ -30,7 +32,9 @@ struct Legal {
 impl Legal {
     fn op(&mut self, mut op: FusedOp) {
         let (enlarged, most) = match &op.core {
-            Core::Conv(conv) if conv.groups == 1 => (2, usize::MAX),
+            Core::Conv(conv) | Core::IntegerConv(IntegerConv { conv, .. }) if conv.groups == 1 => {
+                (2, usize::MAX)
+            }
             Core::Conv(_) | Core::IntegerConv(_) | Core::Pool(_) => (1, 1),
             Core::Map => return self.graph.ops.push(op),
             _ => (1, usize::MAX),

@@ -12,8 +12,10 @@ pub(super) struct Context<'a> {
     pub(super) graph: &'a FusedGraph,
     /// All maps by buffer.
     pub(super) maps: &'a [Map],
-    /// Elements from a tile's maps to the next tile's.
-    pub(super) stride: usize,
+    /// Elements of reals and words from a tile's maps to the next tile's.
+    pub(super) strides: [usize; 2],
+    /// Words that an operator has for itself.
+    pub(super) reserved: usize,
     /// Words of an image.
     pub(super) image_words: usize,
     pub(super) abilities: Abilities,
@@ -21,25 +23,10 @@ pub(super) struct Context<'a> {
     pub(super) choices: &'a Choices,
 }
 
-/// Dispatches in order, and the words of scratch a tile needs between them.
-#[derive(Debug, Default)]
-pub(super) struct Dispatches {
-    pub(super) kernels: Vec<Kernel>,
-    pub(super) scratch: usize,
-}
-
-impl From<Kernel> for Dispatches {
-    fn from(kernel: Kernel) -> Self {
-        Self { kernels: vec![kernel], scratch: 0 }
-    }
-}
-
 impl Context<'_> {
-    /// A writer whose first number is the stride between tiles; its text.
-    pub(super) fn writer(&self) -> (Writer<'_>, String) {
-        let mut writer = Writer::new(self.maps, self.abilities);
-        let stride = writer.number(self.stride);
-        (writer, stride)
+    /// A writer for one shader.
+    pub(super) fn writer(&self) -> Writer<'_> {
+        Writer::new(self.maps, self.abilities, self.strides)
     }
 
     /// The map that the first input reads.
@@ -99,21 +86,21 @@ impl Context<'_> {
         })
     }
 
-    /// The dispatches of `op`.
+    /// The dispatches of `op`, in order.
     ///
     /// # Errors
     /// What there is no shader for, or what contradicts itself.
-    pub(super) fn lower(&self, op: &FusedOp) -> Lowered<Dispatches> {
+    pub(super) fn lower(&self, op: &FusedOp) -> Lowered<Vec<Kernel>> {
         match &op.core {
             Core::Image { affine, block, .. } => {
-                self.image(op, affine.as_ref(), *block).map(Dispatches::from)
+                self.image(op, affine.as_ref(), *block).map(|kernel| vec![kernel])
             }
             Core::Conv(conv) => conv::lower(self, op, conv),
             Core::IntegerConv(conv) => integer::lower(self, op, conv),
-            Core::Dense(dense) => self.dense(op, dense).map(Dispatches::from),
-            Core::Map => self.map(op).map(Dispatches::from),
-            Core::Pool(pool) => self.pool(op, pool).map(Dispatches::from),
-            Core::Attention(attention) => self.attention(op, attention).map(Dispatches::from),
+            Core::Dense(dense) => self.dense(op, dense).map(|kernel| vec![kernel]),
+            Core::Map => self.map(op).map(|kernel| vec![kernel]),
+            Core::Pool(pool) => self.pool(op, pool).map(|kernel| vec![kernel]),
+            Core::Attention(attention) => self.attention(op, attention).map(|kernel| vec![kernel]),
             Core::GroupNorm { groups, epsilon } => self.group_norm(op, *groups, *epsilon),
             Core::Moments { mean, deviation } => {
                 let mut outputs = op.outputs.iter();
@@ -122,14 +109,14 @@ impl Context<'_> {
                     if is { outputs.next().map(steps) } else { None }
                 };
                 let (mean, deviation) = (wanted(*mean), wanted(*deviation));
-                let (mut writer, stride) = self.writer();
+                let mut writer = self.writer();
                 let frame = self.first(op)?.frame();
                 let value = writer.read(op.inputs[0], frame, "a mean")?;
                 writer
                     .function(&format!("fn core(pixel: u32, c4: u32) -> V {{ return {value}; }}"));
-                moments(writer, stride, frame, mean, deviation).map(Dispatches::from)
+                moments(writer, frame, mean, deviation).map(|kernel| vec![kernel])
             }
-            Core::Layout => self.layout(op).map(Dispatches::from),
+            Core::Layout => self.layout(op).map(|kernel| vec![kernel]),
             Core::Tract(tract) => refuse(format!("there is no shader for `{}`", tract.about)),
         }
     }

@@ -1,18 +1,22 @@
-//! Where maps lie on the device: pixels of whole elements of four channels, in one arena a tile.
+//! Where maps lie on the device: pixels of whole elements of four channels, in one arena a tile for reals
+//! and one for bytes.
 
 use tract_onnx::prelude::{Datum, DatumType};
 
+use super::bytes::Grids;
 use super::{Lowered, refuse};
-use crate::engine::fused::{BufferSpec, FusedGraph, Layout, plan};
+use crate::engine::fused::{BufferId, BufferSpec, FusedGraph, Grid, Layout, plan};
 
 /// Elements, words or bytes beyond which a shader's 32-bit numbers would not reach.
 const MOST: usize = 1 << 30;
 
 /// A buffer on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Map {
-    /// First element of four channels, counted from the tile's first.
+    /// First element of four channels, counted from the tile's first; a word where it is of bytes.
     pub(super) offset: usize,
+    /// What its values are rounded to, where it is of bytes.
+    pub(super) grid: Option<Grid>,
     pub(super) height: usize,
     pub(super) width: usize,
     pub(super) channels: usize,
@@ -58,16 +62,30 @@ pub(super) fn round_up(n: usize, step: usize) -> usize {
     n.next_multiple_of(step)
 }
 
-/// Gives all maps of `graph` their places in a tile's arena; the maps and the elements of the arena.
-/// The image itself, bytes, has a buffer of its own.
+/// Where everything of a tile lies.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// By buffer.
+    pub(super) maps: Vec<Map>,
+    /// Elements of reals.
+    pub(super) arena: usize,
+    /// Words: what operators need for themselves, then bytes.
+    pub(super) words: usize,
+}
+
+/// Gives all maps of `graph` their places in a tile's arenas; those in `grids` are of bytes, behind `reserved`
+/// words. Those in `kept` are not written over. The image itself has a buffer of its own.
 ///
 /// # Errors
 /// When there is a buffer of another type, or one too large.
-pub(super) fn place(graph: &FusedGraph, half: bool) -> Lowered<(Vec<Map>, usize)> {
-    let element = if half { DatumType::F16 } else { f32::datum_type() };
-    let bytes = 4 * element.size_of();
-    let mut outline = graph.clone();
-    for (id, buffer) in outline.buffers.iter_mut().enumerate() {
+pub(super) fn place(
+    graph: &FusedGraph,
+    half: bool,
+    grids: &Grids,
+    reserved: usize,
+    kept: &[BufferId],
+) -> Lowered<Places> {
+    for (id, buffer) in graph.buffers.iter().enumerate() {
         let [height, width, channels] = dims(buffer);
         let size = height.checked_mul(width).and_then(|n| n.checked_mul(round_up(channels, 4)));
         if size.is_none_or(|size| size == 0 || size >= MOST) {
@@ -76,24 +94,50 @@ pub(super) fn place(graph: &FusedGraph, half: bool) -> Lowered<(Vec<Map>, usize)
                 buffer.name, buffer.layout
             ));
         }
-        let image = graph.inputs.contains(&id);
-        if !image && buffer.element != f32::datum_type() {
+        let known = graph.inputs.contains(&id)
+            || grids.contains_key(&id)
+            || buffer.element == f32::datum_type();
+        if !known {
             return refuse(format!("`{}` holds {:?}", buffer.name, buffer.element));
         }
+    }
+    let element = if half { DatumType::F16 } else { f32::datum_type() };
+    let (reals, arena) = arena(graph, element, kept, |id| !grids.contains_key(&id))?;
+    let (bytes, words) = self::arena(graph, u8::datum_type(), kept, |id| grids.contains_key(&id))?;
+    let maps = graph.buffers.iter().enumerate().map(|(id, buffer)| {
+        let [height, width, channels] = dims(buffer);
+        let grid = grids.get(&id).copied();
+        let offset = if grid.is_some() { reserved + bytes[id] } else { reals[id] };
+        Map { offset, grid, height, width, channels }
+    });
+    Ok(Places { maps: maps.collect(), arena, words: reserved + words })
+}
+
+/// Places for the maps that are `wanted`, in groups of four `element`s, and the size of their arena in such
+/// groups.
+fn arena(
+    graph: &FusedGraph,
+    element: DatumType,
+    kept: &[BufferId],
+    wanted: impl Fn(BufferId) -> bool,
+) -> Lowered<(Vec<usize>, usize)> {
+    let group = 4 * element.size_of();
+    let mut outline = graph.clone();
+    outline.outputs.extend(kept);
+    for (id, buffer) in outline.buffers.iter_mut().enumerate() {
+        let [height, width, channels] = dims(&graph.buffers[id]);
         buffer.element = element;
-        let channels = if image { 4 } else { round_up(channels, 4) };
-        let (height, width) = if image { (1, 1) } else { (height, width) };
-        buffer.layout = Layout::Map { height, width, channels };
+        buffer.layout = match wanted(id) && !graph.inputs.contains(&id) {
+            true => Layout::Map { height, width, channels: round_up(channels, 4) },
+            false => Layout::vector(0),
+        };
     }
     plan(&mut outline);
     if outline.arena_bytes >= MOST {
         return refuse(format!("its maps need {} MiB for one tile", outline.arena_bytes >> 20));
     }
-    let maps = graph.buffers.iter().zip(&outline.buffers).map(|(buffer, placed)| {
-        let [height, width, channels] = dims(buffer);
-        Map { offset: placed.offset / bytes, height, width, channels }
-    });
-    Ok((maps.collect(), outline.arena_bytes.div_ceil(bytes)))
+    let offsets = outline.buffers.iter().map(|placed| placed.offset / group).collect();
+    Ok((offsets, outline.arena_bytes.div_ceil(group)))
 }
 
 /// Height, width and channels; an image as the graph takes it has them too.

@@ -10,6 +10,7 @@
 //! its map whatever a model file holds.
 
 pub mod adapter;
+mod bytes;
 mod conv;
 mod integer;
 mod legalise;

@@ -14,7 +14,7 @@ impl Context<'_> {
         affine: Option<&(Channels, Channels)>,
         block: usize,
     ) -> Lowered<Kernel> {
-        let (mut writer, stride) = self.writer();
+        let mut writer = self.writer();
         let (source, frame) = (*self.first(op)?, self.frame(op)?);
         if !self.graph.inputs.contains(&op.inputs[0].buffer) {
             return refuse("pixels that are not the model's input");
@@ -26,19 +26,20 @@ impl Context<'_> {
         let value = match affine {
             None => "f32(byte)".to_owned(),
             Some((scale, offset)) => {
-                let mut each = |values: &Channels| {
+                for values in [scale, offset] {
                     if let Channels::Each(each) = values
                         && each.len() != source.channels
                     {
                         return refuse("its factors are not one a channel");
                     }
-                    Ok(writer.constants((0..source.channels).map(|c| values.at(c))))
-                };
-                let (scale, offset) = (each(scale)?, each(offset)?);
-                format!(
-                    "fma(f32(byte), factors[{scale} + colour / 4u][colour % 4u], \
-                     factors[{offset} + colour / 4u][colour % 4u])"
-                )
+                }
+                // A table, computed here: the same on every device.
+                let values = (0..source.channels).flat_map(|c| {
+                    let (scale, offset) = (scale.at(c), offset.at(c));
+                    (0..256).map(move |byte| (byte as f32).mul_add(scale, offset))
+                });
+                let first = writer.constants(values);
+                format!("factors[{first} + colour * 64u + byte / 4u][byte % 4u]")
             }
         };
         writer.function(&format!(
@@ -60,22 +61,22 @@ impl Context<'_> {
   return v;
 }}"
         ));
-        elementwise(writer, "image", &op.steps, frame, stride)
+        elementwise(writer, "image", &op.steps, frame)
     }
 
     /// The inputs concatenated, then steps, with pixel norms among them.
     pub(super) fn map(&self, op: &FusedOp) -> Lowered<Kernel> {
-        let (mut writer, stride) = self.writer();
+        let mut writer = self.writer();
         let frame = self.frame(op)?;
         gather(&mut writer, &op.inputs, frame)?;
         if op.steps.iter().any(|step| matches!(step, Step::Norm { .. })) {
-            return norm(writer, &op.steps, frame, stride);
+            return norm(writer, &op.steps, frame);
         }
-        elementwise(writer, "map", &op.steps, frame, stride)
+        elementwise(writer, "map", &op.steps, frame)
     }
 
     pub(super) fn pool(&self, op: &FusedOp, pool: &Pool) -> Lowered<Kernel> {
-        let (mut writer, stride) = self.writer();
+        let mut writer = self.writer();
         let (source, frame) = (*self.first(op)?, self.frame(op)?);
         let mut numbers = [
             source.height,
@@ -92,12 +93,16 @@ impl Context<'_> {
         .into_iter();
         let mut number = || numbers.next().unwrap_or_default();
         let [h, w, ow, sy, sx, pt, pl, kh, kw] = std::array::from_fn(|_| number());
-        let (offset, c4) = (writer.number(source.offset), writer.number(source.c4()));
+        let c4 = writer.number(source.c4());
+        let value = writer.element(&source, &format!("(y * {w} + x_) * {c4} + c4"));
+        const SUM: [&str; 2] = ["row + x", "v + row"];
         let (start, take, end) = match (pool.maximum, pool.count_padding) {
-            (true, _) => ("-3.4e38", "max(v, x)", "v".to_owned()),
-            (false, true) => ("0.0", "v + x", format!("v / f32({kh} * {kw})")),
-            (false, false) => ("0.0", "v + x", "v / count".to_owned()),
+            (true, _) => ("-3.4e38", ["max(row, x)", "max(v, row)"], "v".to_owned()),
+            (false, true) => ("0.0", SUM, format!("v * (1.0 / f32({kh} * {kw}))")),
+            (false, false) => ("0.0", SUM, "v * (1.0 / count)".to_owned()),
         };
+        // Row by row, as the processor's kernel for 2x2 pixels has it.
+        let [take, join] = take;
         writer.function(&format!(
             "fn core(pixel: u32, c4: u32) -> V {{
   var v = V({start});
@@ -105,24 +110,26 @@ impl Context<'_> {
   let top = pixel / {ow} * {sy};
   let left = pixel % {ow} * {sx};
   for (var ky = 0u; ky < {kh}; ky++) {{
+    var row = V({start});
     for (var kx = 0u; kx < {kw}; kx++) {{
       // Padding wraps round to large numbers.
       let y = top + ky - {pt};
       let x_ = left + kx - {pl};
       if (y >= {h} || x_ >= {w}) {{ continue; }}
-      let x = V(arena[base + {offset} + (y * {w} + x_) * {c4} + c4]);
-      v = {take};
+      let x = {value};
+      row = {take};
       count += 1.0;
     }}
+    v = {join};
   }}
   return {end};
 }}"
         ));
-        elementwise(writer, "pool", &op.steps, frame, stride)
+        elementwise(writer, "pool", &op.steps, frame)
     }
 
     pub(super) fn layout(&self, op: &FusedOp) -> Lowered<Kernel> {
-        let (mut writer, stride) = self.writer();
+        let mut writer = self.writer();
         let source = *self.first(op)?;
         let Some(&output) = op.outputs.first() else { return refuse("it writes nothing") };
         let to = self.maps[output];
@@ -150,7 +157,6 @@ impl Context<'_> {
         };
         let count = to.pixels() * to.c4();
         let holes = [
-            ("$STRIDE", stride),
             ("$FROM", writer.number(source.offset)),
             ("$C4", writer.number(source.c4())),
             ("$TO", writer.number(to.offset)),
@@ -218,10 +224,9 @@ pub(super) fn elementwise(
     kind: &'static str,
     steps: &[Step],
     frame: Frame,
-    stride: String,
 ) -> Lowered<Kernel> {
     writer.steps("finish", steps, frame)?;
-    Ok(threads(writer, kind, frame, stride, Weights::default()))
+    Ok(threads(writer, kind, frame, Weights::default()))
 }
 
 /// One thread a pixel and four channels, for functions `core(pixel, c4)` and
@@ -230,18 +235,16 @@ pub(super) fn threads(
     mut writer: Writer,
     kind: &'static str,
     frame: Frame,
-    stride: String,
     weights: Weights,
 ) -> Kernel {
     let count = frame.pixels() * frame.c4();
-    let holes =
-        [("$STRIDE", stride), ("$COUNT", writer.number(count)), ("$C4", writer.number(frame.c4()))];
+    let holes = [("$COUNT", writer.number(count)), ("$C4", writer.number(frame.c4()))];
     let template = include_str!("shaders/elementwise.wgsl");
     writer.finish(kind, template, &holes, weights, groups(count, 64))
 }
 
 /// The same with pixel norms among the steps: the threads of a pixel share its sum of squares.
-fn norm(mut writer: Writer, steps: &[Step], frame: Frame, stride: String) -> Lowered<Kernel> {
+fn norm(mut writer: Writer, steps: &[Step], frame: Frame) -> Lowered<Kernel> {
     let lanes = frame.c4().next_power_of_two().min(64);
     let each = frame.c4().div_ceil(lanes);
     if each > 16 {
@@ -302,7 +305,6 @@ fn norm(mut writer: Writer, steps: &[Step], frame: Frame, stride: String) -> Low
         }
     }
     let holes = [
-        ("$STRIDE", stride),
         ("$LANES", lanes.to_string()),
         ("$PIXELS", writer.number(frame.pixels())),
         ("$BODY", body),

@@ -9,11 +9,12 @@ use tract_onnx::tract_core::internal::f16;
 
 use super::legalise::legalise;
 use super::lower::Context;
-use super::map::{self, Map};
+use super::map::{self, Map, Places};
+use super::reduce::statistics_words;
 use super::shader::{Abilities, Kernel, Weights};
 use super::tune::Choices;
-use super::{Lowered, refuse};
-use crate::engine::fused::{Core, FusedGraph, FusedOp};
+use super::{Lowered, bytes, refuse};
+use crate::engine::fused::{BufferId, Core, FusedGraph, FusedOp};
 
 /// Multiple of every binding's first byte (a core limit of WebGPU).
 const BINDING: usize = 256;
@@ -32,8 +33,8 @@ pub(super) struct Program {
     pub(super) params: Vec<u8>,
     /// Elements of a tile's maps.
     pub(super) arena: usize,
-    /// Words of a tile's scratch.
-    pub(super) scratch: usize,
+    /// Words of a tile: its maps of bytes, and what operators need for themselves.
+    pub(super) words: usize,
     /// Bytes of an image, and the words they take.
     pub(super) image: [usize; 2],
     /// Where the predictions lie.
@@ -78,7 +79,21 @@ impl Program {
     /// # Errors
     /// The operator there is no shader for, or what contradicts itself.
     pub(super) fn new(graph: FusedGraph, abilities: Abilities, choices: &Choices) -> Lowered<Self> {
-        let graph = legalise(graph, abilities);
+        Self::keeping(graph, abilities, choices, &[]).map(|(program, _)| program)
+    }
+
+    /// The same, with the places of all maps; those in `kept` are not written over.
+    ///
+    /// # Errors
+    /// As [`Program::new`].
+    pub(super) fn keeping(
+        graph: FusedGraph,
+        abilities: Abilities,
+        choices: &Choices,
+        kept: &[BufferId],
+    ) -> Lowered<(Self, Vec<Map>)> {
+        let mut graph = legalise(graph, abilities);
+        let grids = bytes::keep(&mut graph);
         let ([image], [output]) = (&graph.inputs[..], &graph.outputs[..]) else {
             return refuse("it has not one input and one output");
         };
@@ -86,12 +101,19 @@ impl Program {
         if image.element != u8::datum_type() {
             return refuse(format!("its input holds {:?}, not bytes", image.element));
         }
-        let (maps, arena) = map::place(&graph, abilities.half)?;
+        let reserved = graph.ops.iter().map(|op| match op.core {
+            Core::GroupNorm { groups, .. } => statistics_words(groups),
+            _ => 1,
+        });
+        let reserved = reserved.max().unwrap_or(1);
+        let Places { maps, arena, words } =
+            map::place(&graph, abilities.half, &grids, reserved, kept)?;
         let image = [image.layout.len(), image.layout.len().div_ceil(4)];
         let context = Context {
             graph: &graph,
             maps: &maps,
-            stride: arena,
+            strides: [arena, words],
+            reserved,
             image_words: image[1],
             abilities,
             choices,
@@ -103,7 +125,7 @@ impl Program {
             constants: vec![],
             params: vec![],
             arena,
-            scratch: 1,
+            words,
             image,
             output: maps[output],
             half: abilities.half,
@@ -112,17 +134,16 @@ impl Program {
         let mut known = HashMap::new();
         for (k, op) in graph.ops.iter().enumerate() {
             let line = graph.describe(op);
-            let lowered = context.lower(op).map_err(|why| format!("operator {line}: {why}"))?;
-            program.scratch = program.scratch.max(lowered.scratch);
-            let traffic: usize = op
-                .reads()
-                .chain(op.writes())
-                .map(|id| 4 * element * maps[id].pixels() * maps[id].c4())
-                .sum();
+            let kernels = context.lower(op).map_err(|why| format!("operator {line}: {why}"))?;
+            let size = |id: BufferId| {
+                let element = if maps[id].grid.is_some() { 1 } else { element };
+                4 * element * maps[id].pixels() * maps[id].c4()
+            };
+            let traffic: usize = op.reads().chain(op.writes()).map(size).sum();
             let start = program.constants.len();
-            let shape = lowered.kernels.iter().find_map(|kernel| kernel.shape.clone());
-            let kinds: Vec<&str> = lowered.kernels.iter().map(|kernel| kernel.kind).collect();
-            for kernel in lowered.kernels {
+            let shape = kernels.iter().find_map(|kernel| kernel.shape.clone());
+            let kinds: Vec<&str> = kernels.iter().map(|kernel| kernel.kind).collect();
+            for kernel in kernels {
                 program.push(k, kernel, &mut known);
             }
             program.ops.push(About {
@@ -134,7 +155,7 @@ impl Program {
                 bytes: (traffic + program.constants.len() - start) as u64,
             });
         }
-        Ok(program)
+        Ok((program, maps))
     }
 
     fn push(&mut self, op: usize, kernel: Kernel, known: &mut HashMap<String, usize>) {
@@ -162,7 +183,7 @@ impl Program {
         self.dispatches.push(Dispatch { op, source, weights, factors, params, groups });
     }
 
-    /// Bytes of one tile's maps.
+    /// Bytes of one tile's maps of reals.
     pub(super) fn arena_bytes(&self) -> usize {
         self.arena * if self.half { 8 } else { 16 }
     }
@@ -180,7 +201,7 @@ impl Program {
             self.dispatches.len(),
             self.sources.len(),
             self.ops.iter().map(|op| op.macs).sum::<u64>() as f64 / 1e6,
-            self.arena_bytes().div_ceil(1024),
+            (self.arena_bytes() + 4 * self.words).div_ceil(1024),
             self.constants.len().div_ceil(1024)
         ));
         text

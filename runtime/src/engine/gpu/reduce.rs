@@ -1,7 +1,7 @@
 //! Operators whose results depend on whole maps or vectors: matrices, group norms, means and deviations,
 //! attention.
 
-use super::lower::{Context, Dispatches};
+use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::elementwise;
 use super::shader::{Kernel, Weights, Writer};
@@ -10,7 +10,7 @@ use crate::engine::fused::{Attention, Dense, FusedOp, Step};
 
 impl Context<'_> {
     pub(super) fn dense(&self, op: &FusedOp, dense: &Dense) -> Lowered<Kernel> {
-        let (mut writer, stride) = self.writer();
+        let mut writer = self.writer();
         let sources: Vec<&Map> = op.inputs.iter().map(|input| &self.maps[input.buffer]).collect();
         let channels: usize = sources.iter().map(|map| map.channels).sum();
         let weights = dense.weights.values();
@@ -41,11 +41,7 @@ impl Context<'_> {
             }
         }
         writer.steps("finish", &op.steps, frame)?;
-        let holes = [
-            ("$STRIDE", stride),
-            ("$K4", writer.number(k4)),
-            ("$SOURCES", writer.number(sources.len())),
-        ];
+        let holes = [("$K4", writer.number(k4)), ("$SOURCES", writer.number(sources.len()))];
         let rows: Vec<[usize; 4]> =
             sources.iter().map(|map| [map.offset, map.c4(), 0, 0]).collect();
         let first = ("$FIRST", format!("{}u", writer.rows(&rows)));
@@ -61,20 +57,21 @@ impl Context<'_> {
         op: &FusedOp,
         count: usize,
         epsilon: f32,
-    ) -> Lowered<Dispatches> {
+    ) -> Lowered<Vec<Kernel>> {
         let source = *self.first(op)?;
         if count == 0 || !source.channels.is_multiple_of(count) {
             return refuse(format!("{count} groups of {} channels", source.channels));
         }
-        let (size, frame, words) = (source.channels / count, source.frame(), 2 * count);
-        let (mut writer, stride) = self.writer();
+        if statistics_words(count) > self.reserved {
+            return refuse(format!("no place for the statistics of {count} groups"));
+        }
+        let (size, frame) = (source.channels / count, source.frame());
+        let mut writer = self.writer();
+        let c4 = writer.number(source.c4());
         let holes = vec![
-            ("$STRIDE", stride),
-            ("$OFFSET", writer.number(source.offset)),
-            ("$C4", writer.number(source.c4())),
+            ("$VALUE", writer.element(&source, &format!("(i / width) * {c4} + c4"))),
             ("$PIXELS", writer.number(source.pixels())),
             ("$SIZE", writer.number(size)),
-            ("$WORDS", writer.number(words)),
             ("$EPSILON", writer.real(epsilon)),
         ];
         let template = include_str!("shaders/statistics.wgsl");
@@ -82,16 +79,16 @@ impl Context<'_> {
         let statistics =
             writer.finish("statistics", template, &holes, Weights::default(), [count as u32, 1]);
 
-        let (mut writer, stride) = self.writer();
+        let mut writer = self.writer();
         let value = writer.read(op.inputs[0], frame, "a norm")?;
-        let (words, size) = (writer.number(words), writer.number(size));
+        let size = writer.number(size);
         let core = |name: &str, end: &str| {
             format!(
                 "fn {name}(pixel: u32, c4: u32) -> V {{
-  let at = vec4<u32>(tile * {words}) + 2u * ((vec4<u32>(0u, 1u, 2u, 3u) + 4u * c4) / {size});
-  let mean = bitcast<V>(vec4<u32>(scratch[at.x], scratch[at.y], scratch[at.z], scratch[at.w]));
+  let at = vec4<u32>(words_base) + 2u * ((vec4<u32>(0u, 1u, 2u, 3u) + 4u * c4) / {size});
+  let mean = bitcast<V>(vec4<u32>(words[at.x], words[at.y], words[at.z], words[at.w]));
   let factor = bitcast<V>(vec4<u32>(
-    scratch[at.x + 1u], scratch[at.y + 1u], scratch[at.z + 1u], scratch[at.w + 1u],
+    words[at.x + 1u], words[at.y + 1u], words[at.z + 1u], words[at.w + 1u],
   ));
   let v = ({value} - mean) * factor;
   return {end};
@@ -102,7 +99,7 @@ impl Context<'_> {
         let apply = match pooled {
             None => {
                 writer.function(&core("core", "v"));
-                elementwise(writer, "group norm", &op.steps, frame, stride)?
+                elementwise(writer, "group norm", &op.steps, frame)?
             }
             Some(at) => {
                 writer.steps("before", &op.steps[..at], frame)?;
@@ -110,15 +107,15 @@ impl Context<'_> {
                 if op.steps[..at].iter().any(|step| matches!(step, Step::Store(_))) {
                     return refuse("a store before a mean over pixels");
                 }
-                moments(writer, stride, frame, Some(op.steps[at + 1..].to_vec()), None)?
+                moments(writer, frame, Some(op.steps[at + 1..].to_vec()), None)?
             }
         };
-        Ok(Dispatches { kernels: vec![statistics, apply], scratch: 2 * count + 8 })
+        Ok(vec![statistics, apply])
     }
 
     pub(super) fn attention(&self, op: &FusedOp, attention: &Attention) -> Lowered<Kernel> {
         const TILE: usize = 16;
-        let (mut writer, stride) = self.writer();
+        let mut writer = self.writer();
         let source = *self.first(op)?;
         let channels = attention.heads * attention.dim;
         if source.channels != 3 * channels
@@ -147,8 +144,7 @@ impl Context<'_> {
             }
         };
         let holes = [
-            ("$STRIDE", stride),
-            ("$OFFSET", writer.number(source.offset)),
+            ("$ELEMENT", writer.element(&source, "i")),
             ("$C4", writer.number(source.c4())),
             ("$PIXELS", writer.number(source.pixels())),
             ("$HEADS", writer.number(attention.heads)),
@@ -160,7 +156,7 @@ impl Context<'_> {
             (
                 "$QUERY",
                 each(&|d| {
-                    format!("  let q{d} = V(arena[at + {d}u]) * scale;\n  var sum{d} = V(0.0);\n")
+                    format!("  let q{d} = element(at + {d}u) * scale;\n  var sum{d} = V(0.0);\n")
                 }),
             ),
             (
@@ -185,10 +181,14 @@ impl Context<'_> {
     }
 }
 
+/// Words that the statistics of `count` groups take; lanes past the last group read what lies behind.
+pub(super) fn statistics_words(count: usize) -> usize {
+    2 * count + 8
+}
+
 /// Mean and deviation over pixels of a function `core(pixel, c4)`, each with its steps.
 pub(super) fn moments(
     mut writer: Writer,
-    stride: String,
     frame: Frame,
     mean: Option<Vec<Step>>,
     deviation: Option<Vec<Step>>,
@@ -215,7 +215,6 @@ pub(super) fn moments(
     }
     let pixels = writer.number(frame.pixels());
     let holes = [
-        ("$STRIDE", stride),
         ("$C4", writer.number(frame.c4())),
         ("$BODY", body.replace("$PIXELS", &pixels)),
         ("$PIXELS", pixels),

@@ -3,8 +3,9 @@
 
 use diffbulk_kernels::{self as kernels, ConvSpec, Epilogue, Isa, Source, SourceSpec, int8};
 
-use super::integer::tables;
-use crate::engine::fused::{Conv, Core, FusedGraph, FusedOp, Input, IntegerConv, Step};
+use crate::engine::fused::{
+    Bias, Conv, Core, FusedGraph, FusedOp, Input, IntegerConv, Step, tables,
+};
 
 /// A map's values, `[height, width, channels]`.
 #[derive(Debug, Clone, Default)]
@@ -99,23 +100,28 @@ fn integer(conv: &IntegerConv, op: &FusedOp, maps: &mut [Values]) {
     let grid = conv.input;
     let mut bytes = vec![0; source.values.len()];
     int8::quantize(&source.values, grid.scale, grid.zero_point, &mut bytes);
-    let bias = match op.steps.first() {
-        Some(Step::Offset(bias)) => Some(conv.integer_bias(bias)),
+    let bias = conv.bias(&op.steps);
+    let exact = match &bias {
+        Bias::Integers(bias) => Some(bias),
         _ => None,
     };
-    let exact = bias.clone().flatten();
-    let kernel =
-        int8::Conv2d::new(Isa::Scalar, &spec, grid.zero_point, &conv.integers, exact.as_deref())
-            .unwrap();
-    let products: Vec<f32> = conv.scales.iter().map(|s| s * grid.scale).collect();
+    let kernel = int8::Conv2d::new(
+        Isa::Scalar,
+        &spec,
+        grid.zero_point,
+        &conv.integers,
+        exact.map(|bias| &bias[..]),
+    )
+    .unwrap();
+    let products = conv.products();
     let mut window = vec![0; kernel.scratch_len(dims[0])];
     let mut sums = vec![0; kernel.sums_len()];
     let mut run = |mut to: int8::Output| {
         kernel.run(&bytes, &mut to, &mut window, &mut sums, 0..dims[0]);
     };
-    if let (Some(tables), None | Some(Some(_))) = (tables(&op.steps), &bias) {
+    if let (Some(tables), Bias::None | Bias::Integers(_)) = (tables(&op.steps), &bias) {
         let requantize = int8::Requantize {
-            factors: products.iter().map(|p| p / tables.grid.scale).collect(),
+            factors: conv.factors(tables.grid),
             zero_point: tables.grid.zero_point,
             table: None,
         };

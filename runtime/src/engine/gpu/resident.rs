@@ -24,7 +24,9 @@ pub(super) struct Resident {
     pipelines: Vec<wgpu::ComputePipeline>,
     /// One for each dispatch.
     pub(super) bindings: Vec<wgpu::BindGroup>,
-    arena: wgpu::Buffer,
+    pub(super) arena: wgpu::Buffer,
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests look into it"))]
+    pub(super) words: wgpu::Buffer,
     images: wgpu::Buffer,
     /// Where results are read from, one for each batch under way.
     results: [wgpu::Buffer; SLOTS],
@@ -51,7 +53,7 @@ impl Resident {
         batch: usize,
     ) -> Result<Self, String> {
         let limits = device.device.limits();
-        let tile = program.arena_bytes().max(program.image[1] * 4).max(program.scratch * 4);
+        let tile = program.arena_bytes().max(program.image[1] * 4).max(program.words * 4);
         let binding = limits.max_storage_buffer_binding_size as usize;
         let batch = batch.min(MOST_BYTES.max(tile) / tile).min(binding / tile);
         let largest = program.dispatches.iter().map(|d| d.weights.len().max(d.factors.len())).max();
@@ -71,9 +73,20 @@ impl Resident {
             ));
         }
         device.scoped("loading the model", || Self::make(&device, &program, batch)).map(|parts| {
-            let Parts { pipelines, bindings, arena, images, results } = parts;
+            let Parts { pipelines, bindings, arena, words, images, results } = parts;
             let submitting = Mutex::default();
-            Self { device, program, batch, pipelines, bindings, arena, images, results, submitting }
+            Self {
+                device,
+                program,
+                batch,
+                pipelines,
+                bindings,
+                arena,
+                words,
+                images,
+                results,
+                submitting,
+            }
         })
     }
 
@@ -119,10 +132,10 @@ impl Resident {
             })
         };
         let (storage, copied) = (wgpu::BufferUsages::STORAGE, wgpu::BufferUsages::COPY_DST);
-        let arena =
-            buffer("maps", batch * program.arena_bytes(), storage | wgpu::BufferUsages::COPY_SRC);
+        let read = storage | wgpu::BufferUsages::COPY_SRC;
+        let arena = buffer("maps", batch * program.arena_bytes(), read);
         let images = buffer("images", batch * program.image[1] * 4, storage | copied);
-        let scratch = buffer("scratch", batch * program.scratch * 4, storage);
+        let words = buffer("words", batch * program.words * 4, read);
         let results = std::array::from_fn(|_| {
             let size = batch * result_bytes(program);
             buffer("results", size, copied | wgpu::BufferUsages::MAP_READ)
@@ -149,7 +162,7 @@ impl Resident {
                     part(&params, &dispatch.params),
                     images.as_entire_binding(),
                     part(&constants, &dispatch.factors),
-                    scratch.as_entire_binding(),
+                    words.as_entire_binding(),
                 ];
                 let mut number = 0..;
                 let entries = resources.map(|resource| wgpu::BindGroupEntry {
@@ -163,7 +176,7 @@ impl Resident {
                 })
             })
             .collect();
-        Parts { pipelines, bindings, arena, images, results }
+        Parts { pipelines, bindings, arena, words, images, results }
     }
 
     /// Submits `tiles` as a batch that leaves its results in `slot`, whose last batch was read.
@@ -292,6 +305,7 @@ struct Parts {
     pipelines: Vec<wgpu::ComputePipeline>,
     bindings: Vec<wgpu::BindGroup>,
     arena: wgpu::Buffer,
+    words: wgpu::Buffer,
     images: wgpu::Buffer,
     results: [wgpu::Buffer; SLOTS],
 }

@@ -7,6 +7,11 @@ use super::map::{Frame, Map, round_up};
 use super::{Lowered, refuse};
 use crate::engine::fused::{Activation, BufferId, Channels, Grid, Input, Step};
 
+/// What is added to a byte as it is kept, so that 0 means 0.
+fn centre(grid: Grid) -> f32 {
+    128.0 - f32::from(grid.zero_point)
+}
+
 const PRELUDE: &str = include_str!("shaders/prelude.wgsl");
 
 /// What shaders may use, beyond what every adapter has.
@@ -75,9 +80,11 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// `stride` is the number of elements from a tile's maps to the next tile's.
-    pub(super) fn new(maps: &'a [Map], abilities: Abilities) -> Self {
-        Self { maps, abilities, params: vec![], factors: vec![], functions: String::new() }
+    /// Every shader's first numbers, which the prelude reads: elements of reals and words from a tile's maps
+    /// to the next tile's, and 0.
+    pub(super) fn new(maps: &'a [Map], abilities: Abilities, [arena, words]: [usize; 2]) -> Self {
+        let params = vec![arena as u32, words as u32, 0, 0];
+        Self { maps, abilities, params, factors: vec![], functions: String::new() }
     }
 
     pub(super) fn abilities(&self) -> Abilities {
@@ -138,7 +145,7 @@ impl<'a> Writer<'a> {
                 [frame.height, frame.width, frame.channels]
             ));
         }
-        let (offset, c4) = (self.number(map.offset), self.number(map.c4()));
+        let c4 = self.number(map.c4());
         let pixel = if input.upsample == 1 {
             "pixel".to_owned()
         } else {
@@ -146,7 +153,19 @@ impl<'a> Writer<'a> {
             let by = self.number(input.upsample);
             format!("(pixel / {width} / {by} * {from} + pixel % {width} / {by})")
         };
-        Ok(format!("V(arena[base + {offset} + {pixel} * {c4} + c4])"))
+        Ok(self.element(map, &format!("{pixel} * {c4} + c4")))
+    }
+
+    /// Expression for element `index` of `map`, whose lanes past the last channel are 0.
+    pub(super) fn element(&mut self, map: &Map, index: &str) -> String {
+        let offset = self.number(map.offset);
+        match map.grid {
+            None => format!("V(arena[base + {offset} + {index}])"),
+            Some(grid) => {
+                let (scale, zero) = (self.real(grid.scale), self.real(centre(grid)));
+                format!("of_grid(words[words_base + {offset} + {index}], {scale}, {zero})")
+            }
+        }
     }
 
     /// A function `name(v, pixel, c4) -> V` that does `steps` on a map like `frame`.
@@ -194,13 +213,27 @@ impl<'a> Writer<'a> {
                 [map.height, map.width, map.channels]
             ));
         }
-        let (offset, c4) = (self.number(map.offset), self.number(map.c4()));
         let value = if map.channels.is_multiple_of(4) {
             "v".to_owned()
         } else {
             format!("only(v, c4, {})", self.number(map.channels))
         };
-        Ok(format!("arena[base + {offset} + pixel * {c4} + c4] = S({value});"))
+        Ok(match map.grid {
+            None => {
+                let (offset, c4) = (self.number(map.offset), self.number(map.c4()));
+                format!("arena[base + {offset} + pixel * {c4} + c4] = S({value});")
+            }
+            Some(grid) => {
+                let word = format!("packed({})", self.index(&value, grid));
+                self.store_word(map, &word)
+            }
+        })
+    }
+
+    /// Statement that writes `word`, four bytes, to `map`, which is of bytes.
+    pub(super) fn store_word(&mut self, map: &Map, word: &str) -> String {
+        let (offset, c4) = (self.number(map.offset), self.number(map.c4()));
+        format!("words[words_base + {offset} + pixel * {c4} + c4] = {word};")
     }
 
     /// Expression for one value, or the channels' at `c4`.
@@ -228,7 +261,7 @@ impl<'a> Writer<'a> {
             Activation::Snap(grid) => {
                 let index = self.index("v", grid);
                 let (zero, scale) = (self.real(f32::from(grid.zero_point)), self.real(grid.scale));
-                format!("({index} - {zero}) * {scale}")
+                format!("exact(({index} - {zero}) * {scale})")
             }
             Activation::Sqrt => "sqrt(v)".into(),
             Activation::Reciprocal => "1.0 / v".into(),
@@ -243,8 +276,8 @@ impl<'a> Writer<'a> {
 
     /// Expression for the numbers, 0 to 255, of the grid's values nearest to `v`.
     pub(super) fn index(&mut self, v: &str, grid: Grid) -> String {
-        let (scale, zero) = (self.real(grid.scale), self.real(f32::from(grid.zero_point)));
-        format!("clamp(round({v} / {scale}) + {zero}, V(0.0), V(255.0))")
+        let (inverse, zero) = (self.real(grid.inverse()), self.real(f32::from(grid.zero_point)));
+        format!("to_grid({v}, {inverse}, {zero})")
     }
 
     /// The shader: `template` with `holes` filled in (each `$NAME` with its text), behind the prelude

@@ -1,5 +1,6 @@
 //! The engine against tract and the scalar kernels, and its shaders against naga.
 
+mod integers;
 mod random;
 
 use std::path::Path;
@@ -251,8 +252,7 @@ fn every_shipped_model_agrees_with_the_processor_on_real_tiles() {
             let worst = difference(&found, &expected);
             let alike = pearson(&found, &expected);
             eprintln!("{} ({precision}): {worst:.1e}, Pearson {alike:.6}", path.display());
-            // Integers are equal bit for bit operator by operator; between them are operators of
-            // reals, and where these lie at a tie, rounding turns a last bit into a step.
+            // See [`integers`] for what of the integers is equal.
             let (bound, least) = match precision.as_str() {
                 "float32" => (1e-4, 0.999_999),
                 "float16" => (1e-2, 0.999),

@@ -5,10 +5,10 @@
 //! a result must not change with a cache.
 
 use super::Lowered;
-use super::lower::{Context, Dispatches};
+use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::gather;
-use super::shader::{Weights, groups};
+use super::shader::{Kernel, Weights, groups};
 use crate::engine::fused::{BufferSpec, Conv, FusedOp, Layout};
 
 /// Least channels on both sides: with fewer, the transforms cost more than they save.
@@ -47,7 +47,7 @@ pub(super) fn lower(
     conv: &Conv,
     frame: Frame,
     scratch: [&Map; 2],
-) -> Lowered<Dispatches> {
+) -> Lowered<Vec<Kernel>> {
     let first = context.first(op)?;
     let up = op.inputs[0].upsample;
     let size =
@@ -59,7 +59,7 @@ pub(super) fn lower(
         return super::refuse("its scratch is of another size");
     }
 
-    let (mut writer, stride) = context.writer();
+    let mut writer = context.writer();
     gather(&mut writer, &op.inputs, size)?;
     let mut body = String::new();
     for j in 0..6 {
@@ -75,7 +75,6 @@ pub(super) fn lower(
         }
     }
     let holes = [
-        ("$STRIDE", stride),
         ("$COUNT", writer.number(count * k4)),
         ("$K4", writer.number(k4)),
         ("$ACROSS", writer.number(across)),
@@ -90,7 +89,7 @@ pub(super) fn lower(
     let transform =
         writer.finish("winograd in", template, &holes, Weights::default(), groups(count * k4, 64));
 
-    let (mut writer, stride) = context.writer();
+    let mut writer = context.writer();
     let each = |line: &dyn Fn(usize, usize) -> String| -> String {
         (0..4).flat_map(|m| (0..2).map(move |n| (m, n))).map(|(m, n)| line(m, n)).collect()
     };
@@ -120,7 +119,6 @@ pub(super) fn lower(
         )
     });
     let holes = [
-        ("$STRIDE", stride),
         ("$TILES", tiles_text),
         ("$N4", n4_text),
         ("$K4", writer.number(k4)),
@@ -134,7 +132,7 @@ pub(super) fn lower(
     let weights = Weights::Reals(transformed(conv, k4, n4));
     let product = writer.finish("winograd", template, &holes, weights, blocks);
 
-    let (mut writer, stride) = context.writer();
+    let mut writer = context.writer();
     writer.steps("finish", &op.steps, frame)?;
     let mut body = String::new();
     for j in 0..6 {
@@ -154,7 +152,6 @@ pub(super) fn lower(
         }
     }
     let holes = [
-        ("$STRIDE", stride),
         ("$COUNT", writer.number(count * n4)),
         ("$N4", writer.number(n4)),
         ("$ACROSS", writer.number(across)),
@@ -164,7 +161,7 @@ pub(super) fn lower(
     let template = include_str!("shaders/winograd_out.wgsl");
     let back =
         writer.finish("winograd out", template, &holes, Weights::default(), groups(count * n4, 64));
-    Ok(Dispatches { kernels: vec![transform, product, back], scratch: 0 })
+    Ok(vec![transform, product, back])
 }
 
 /// `G g G'` of every kernel, `[point][input channel][output channel]`.

@@ -2,10 +2,12 @@
 var<workgroup> keys: array<V, $KEYS>;
 var<workgroup> values: array<V, $KEYS>;
 
+fn element(i: u32) -> V { return $ELEMENT; }
+
 fn squares(at: u32) -> f32 {
   var sum = 0.0;
   for (var d = 0u; d < $D4u; d++) {
-    let x = V(arena[at + d]);
+    let x = element(at + d);
     sum += dot(x, x);
   }
   return sum;
@@ -18,13 +20,12 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let head = group.y;
   let heads4 = $HEADS * $D4u;
   let wanted = group.x * 64u + thread;
   let pixel = min(wanted, $PIXELS - 1u);
-  let map = base + $OFFSET + head * $D4u;
+  let map = head * $D4u;
   let at = map + pixel * $C4;
   let scale = factor(at) * $SCALE;
 $QUERY
@@ -36,11 +37,11 @@ $QUERY
     if (thread < count) {
       let place = map + (start + thread) * $C4 + heads4;
       let f = factor(place);
-      for (var d = 0u; d < $D4u; d++) { keys[thread * $D4u + d] = V(arena[place + d]) * f; }
+      for (var d = 0u; d < $D4u; d++) { keys[thread * $D4u + d] = element(place + d) * f; }
     } else if (thread >= 32u && thread < 32u + count) {
       let place = map + (start + thread - 32u) * $C4 + 2u * heads4;
       let f = factor(place);
-      for (var d = 0u; d < $D4u; d++) { values[(thread - 32u) * $D4u + d] = V(arena[place + d]) * f; }
+      for (var d = 0u; d < $D4u; d++) { values[(thread - 32u) * $D4u + d] = element(place + d) * f; }
     }
     workgroupBarrier();
     for (var k = 0u; k < count; k++) {

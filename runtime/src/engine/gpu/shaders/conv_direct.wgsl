@@ -5,12 +5,11 @@ fn main(
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+  let i = number(group, groups, thread);
   let n4 = i % $N4;
   let first = i / $N4 * $TMu;
   if (first >= $PIXELS) { return; }
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
 $SETUP
   var k = n4;
   for (var ky = 0; ky < $KH; ky++) {

@@ -8,8 +8,7 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let row = thread / $WNu;
   let column = thread % $WNu;
   let first = group.y * $BMu;

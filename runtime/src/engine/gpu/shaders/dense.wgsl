@@ -5,8 +5,7 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
   $SUBGROUP
 ) {
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let n4 = group.x;
   var sum = V(0.0);
   var row = n4 * $K4;

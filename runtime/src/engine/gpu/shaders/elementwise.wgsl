@@ -5,10 +5,9 @@ fn main(
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+  let i = number(group, groups, thread);
   if (i >= $COUNT) { return; }
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let c4 = i % $C4;
   let pixel = i / $C4;
   finish(core(pixel, c4), pixel, c4);

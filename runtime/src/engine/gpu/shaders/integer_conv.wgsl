@@ -5,22 +5,24 @@ fn main(
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+  let i = number(group, groups, thread);
   let n4 = i % $N4;
   let first = i / $N4 * $TMu;
   if (first >= $PIXELS) { return; }
-  tile = group.z;
-  base = tile * $STRIDE;
-  let source = params[$FIRST];
+  begin(group);
 $SETUP
   var k = n4;
   for (var ky = 0; ky < $KH; ky++) {
     for (var kx = 0; kx < $KW; kx++) {
+      for (var s = 0u; s < $SOURCES; s++) {
+        // Offset, words of channels, width, shift of enlarging.
+        let source = params[$FIRST + s];
 $ADDRESS
-      for (var c = 0u; c < source.y; c++) {
-        let w = weights[k];
-        k += $N4;
+        for (var c = 0u; c < source.y; c++) {
+          let w = weights[k];
+          k += $N4;
 $MULTIPLY
+        }
       }
     }
   }

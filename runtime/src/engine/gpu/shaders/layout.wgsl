@@ -8,10 +8,9 @@ fn main(
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+  let i = number(group, groups, thread);
   if (i >= $COUNT) { return; }
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   var v = V(0.0);
   for (var lane = 0u; lane < 4u; lane++) {
 $LANE

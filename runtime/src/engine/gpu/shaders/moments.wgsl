@@ -18,8 +18,7 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let wanted = group.x * $LANESu + thread % $LANESu;
   let c4 = min(wanted, $C4 - 1u);
   let first = thread / $LANESu;

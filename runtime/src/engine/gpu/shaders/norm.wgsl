@@ -7,8 +7,7 @@ fn main(
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let lane = thread % $LANESu;
   let wanted = (group.y * groups.x + group.x) * (64u / $LANESu) + thread / $LANESu;
   let inside = wanted < $PIXELS;

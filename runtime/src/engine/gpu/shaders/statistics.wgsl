@@ -1,7 +1,7 @@
 // Mean and reciprocal deviation of a group of channels over all pixels, one workgroup each.
 fn value(i: u32, first: u32, width: u32, start: u32) -> V {
   let c4 = first + i % width;
-  return V(arena[base + $OFFSET + (i / width) * $C4 + c4]);
+  return $VALUE;
 }
 
 fn inside(v: V, i: u32, first: u32, width: u32, start: u32) -> V {
@@ -15,8 +15,7 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
   $SUBGROUP
 ) {
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let start = group.x * $SIZE;
   let first = start / 4u;
   let width = (start + $SIZE + 3u) / 4u - first;
@@ -33,8 +32,8 @@ fn main(
   }
   let variance = dot(over_workgroup(sum, thread$SUBGROUP_ARGUMENTS), V(1.0)) / count;
   if (thread == 0u) {
-    let at = tile * $WORDS + 2u * group.x;
-    scratch[at] = bitcast<u32>(mean);
-    scratch[at + 1u] = bitcast<u32>(1.0 / sqrt(variance + $EPSILON));
+    let at = words_base + 2u * group.x;
+    words[at] = bitcast<u32>(mean);
+    words[at + 1u] = bitcast<u32>(1.0 / sqrt(variance + $EPSILON));
   }
 }

@@ -22,10 +22,9 @@ fn main(
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+  let i = number(group, groups, thread);
   if (i >= $COUNT) { return; }
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let c4 = i % $K4;
   let t = i / $K4;
   let top = t / $ACROSS * 4u - $TOP;

@@ -7,8 +7,7 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  tile = group.z;
-  base = tile * $STRIDE;
+  begin(group);
   let blocks = ($TILES + 31u) / 32u;
   let which = group.y / blocks;
   let first = group.y % blocks * 32u;

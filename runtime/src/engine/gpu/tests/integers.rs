@@ -1,0 +1,133 @@
+//! The integers of the shipped model, layer by layer, against the `cpu` engine's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::adapter::Device;
+use super::super::map::Map;
+use super::super::program::Program;
+use super::super::resident::Resident;
+use super::super::testing::adapter_or_skip;
+use super::tiles;
+use crate::engine::cpu;
+use crate::engine::fused::*;
+use crate::model::OnnxFile;
+use crate::model::typed::typed;
+use crate::model::widen::{Rounding, widen};
+
+/// Where a map lies that was computed the same way, operation by operation, on every device.
+fn exact(graph: &FusedGraph) -> Vec<bool> {
+    let mut exact = vec![false; graph.buffers.len()];
+    graph.inputs.iter().for_each(|&id| exact[id] = true);
+    for op in &graph.ops {
+        let reads = op.reads().all(|id| exact[id]);
+        let (core, done) = match &op.core {
+            Core::Image { .. } | Core::Map => (true, 0),
+            Core::IntegerConv(_) => (true, tables(&op.steps).map_or(0, |tables| tables.used)),
+            // Sums of two pixels of two rows.
+            Core::Pool(pool) => (pool.maximum || pool.kernel == [2, 2], 0),
+            _ => (false, 0),
+        };
+        let mut so_far = reads && core;
+        for (k, step) in op.steps.iter().enumerate() {
+            match step {
+                Step::Store(id) => exact[*id] = so_far,
+                Step::Activate(Activation::Clip { .. } | Activation::Snap(_)) => {}
+                Step::Add { scale, .. } => so_far &= *scale == 1.0,
+                Step::Scale(_) | Step::Offset(_) | Step::Multiply(_) => {}
+                _ => so_far &= k < done,
+            }
+        }
+    }
+    exact
+}
+
+/// A map's values, `[height, width, channels]`, of the tile that was run last.
+fn read(resident: &Resident, map: Map) -> Vec<f32> {
+    let device = &resident.device.device;
+    let (from, size) = match map.grid {
+        Some(_) => (&resident.words, 4),
+        None => (&resident.arena, 16),
+    };
+    let bytes = (map.pixels() * map.c4() * size) as u64;
+    let copy = device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: bytes,
+        usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+        mapped_at_creation: false,
+    });
+    let mut encoder = device.create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(from, (map.offset * size) as u64, &copy, 0, bytes);
+    resident.device.queue.submit([encoder.finish()]);
+    copy.slice(..).map_async(wgpu::MapMode::Read, |_| {});
+    device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    let bytes = copy.slice(..).get_mapped_range().unwrap().to_vec();
+    bytes
+        .chunks_exact(size * map.c4())
+        .flat_map(|pixel| {
+            let all: Vec<f32> = match map.grid {
+                Some(grid) => pixel.iter().map(|&byte| grid.real(byte.wrapping_add(128))).collect(),
+                None => {
+                    let (words, _) = pixel.as_chunks::<4>();
+                    words.iter().map(|&word| f32::from_le_bytes(word)).collect()
+                }
+            };
+            all[..map.channels].to_vec()
+        })
+        .collect()
+}
+
+#[test]
+fn integers_equal_the_processors_until_reals_are_summed_or_exponentiated() {
+    if !adapter_or_skip() {
+        return;
+    }
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/her2st-edge-int8.onnx");
+    let file = OnnxFile::open(&path).unwrap();
+    let proto = widen(file.proto(), Rounding::Left);
+    let graph = fuse(typed(&proto, &[1, 224, 224, 3]).unwrap()).unwrap();
+    let exact = exact(&graph);
+    let reads: Vec<(&FusedOp, Grid, BufferId)> = graph
+        .ops
+        .iter()
+        .filter_map(|op| match &op.core {
+            Core::IntegerConv(conv) => Some((op, conv.input)),
+            _ => None,
+        })
+        .flat_map(|(op, grid)| op.inputs.iter().map(move |input| (op, grid, input.buffer)))
+        .collect();
+    let kept: Vec<BufferId> = reads.iter().map(|(_, _, id)| *id).collect();
+    let device = Arc::new(Device::open().unwrap());
+    let (program, maps) =
+        Program::keeping(graph.clone(), device.abilities(false), &Default::default(), &kept)
+            .unwrap();
+    let resident = Resident::new(device, Arc::new(program), 1).unwrap();
+    let (mut equal, mut others) = ([0; 2], [0; 2]);
+    for tile in tiles(224) {
+        let flight = resident.submit(0, &[&tile]).unwrap();
+        resident.wait(flight, Duration::from_secs(60)).unwrap();
+        let expected = cpu::testing::maps(graph.clone(), &kept, &tile);
+        for ((op, grid, id), expected) in reads.iter().zip(expected) {
+            let found = read(&resident, maps[*id]);
+            assert_eq!(found.len(), expected.len(), "{}", op.name);
+            let steps: Vec<u8> = found
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| grid.index(*a).abs_diff(grid.index(*b)))
+                .collect();
+            let off = steps.iter().filter(|&&step| step > 0).count();
+            let most = steps.iter().max().unwrap();
+            let counts = if exact[*id] { &mut equal } else { &mut others };
+            *counts = [counts[0] + off, counts[1] + steps.len()];
+            eprintln!(
+                "{} b{id} exact {}: {off} of {} differ, by {most}",
+                op.name,
+                exact[*id],
+                steps.len()
+            );
+        }
+    }
+    eprintln!("{equal:?} {others:?}");
+    assert_eq!(equal[0], 0);
+}
