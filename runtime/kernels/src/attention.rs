@@ -27,6 +27,7 @@ pub struct Attention {
     token_panels: Vec<Panel>,
     size_panels: Vec<Panel>,
     lanes: usize,
+    in_order: bool,
 }
 
 impl Attention {
@@ -59,7 +60,14 @@ impl Attention {
             token_panels: matrix::layout_for(isa, tokens),
             size_panels: matrix::layout_for(isa, head_size),
             lanes: simd::block(isa).0,
+            in_order: false,
         })
+    }
+
+    /// The same with every product rounded by itself and sums taken in the order of channels and pixels, the softmax's
+    /// division last: the same bits on every instruction set, more slowly.
+    pub fn in_order(self) -> Self {
+        Self { in_order: true, ..self }
     }
 
     /// The instruction set it was prepared for.
@@ -147,14 +155,10 @@ impl Call<'_> {
     /// The normalisation's factor of one part, times `scale`.
     #[inline(always)]
     unsafe fn factor<S: Simd>(&self, part: *const f32, scale: f32) -> f32 {
-        let Some(eps) = self.op.norm_eps else { return scale };
-        let size = self.op.head_size;
-        let mut squares = S::zero();
-        for c in (0..size).step_by(S::LANES) {
-            let v = S::load_first(part.add(c), S::LANES.min(size - c));
-            squares = S::mul_add(v, v, squares);
+        match self.op.norm_eps {
+            None => scale,
+            Some(eps) => scale * math::norm_factor::<S>(part, self.op.head_size, eps),
         }
-        scale / ((S::sum(squares) / size as f32).sqrt() + eps)
     }
 
     /// Keys (transposed) and values of one head into the matrix kernel's panels.
@@ -204,6 +208,14 @@ impl Call<'_> {
         (b, panels): (*const f32, &[Panel]),
         (out, out_stride): (*mut f32, usize),
     ) {
+        if self.op.in_order {
+            return self.multiply_in_order::<S>(
+                rows,
+                (a, a_stride, k),
+                (b, panels),
+                (out, out_stride),
+            );
+        }
         let mut pointers = [std::ptr::null(); MOST_ROWS];
         for (r, p) in pointers.iter_mut().enumerate().take(rows) {
             *p = a.add(r * a_stride);
@@ -224,6 +236,51 @@ impl Call<'_> {
             }
             .compute::<S>();
         }
+    }
+}
+
+impl Call<'_> {
+    /// The same, each sum from the first of `k` values to the last.
+    #[inline(always)]
+    unsafe fn multiply_in_order<S: Simd>(
+        &self,
+        rows: usize,
+        (a, a_stride, k): (*const f32, usize, usize),
+        (b, panels): (*const f32, &[Panel]),
+        (out, out_stride): (*mut f32, usize),
+    ) {
+        for panel in panels {
+            let width = panel.columns * S::LANES;
+            for r in 0..rows {
+                for at in (0..width).step_by(S::LANES) {
+                    let from = b.add(panel.start * k + at);
+                    let mut sum = S::zero();
+                    for i in 0..k {
+                        let a = S::splat(*a.add(r * a_stride + i));
+                        sum = S::add(sum, S::mul(a, S::load(from.add(i * width))));
+                    }
+                    S::store(out.add(r * out_stride + panel.start + at), sum);
+                }
+            }
+        }
+    }
+
+    /// One over the sum of `exponentials`, `vectors` floats of which the first `tokens` count.
+    #[inline(always)]
+    unsafe fn share<S: Simd>(&self, exponentials: *const f32, vectors: usize) -> f32 {
+        let mut total = 0.0;
+        if self.op.in_order {
+            for t in 0..self.op.tokens {
+                total += *exponentials.add(t);
+            }
+        } else {
+            let mut sum = S::zero();
+            for t in (0..vectors).step_by(S::LANES) {
+                sum = S::add(sum, S::load(exponentials.add(t)));
+            }
+            total = S::sum(sum);
+        }
+        math::reciprocal_of(total)
     }
 }
 
@@ -258,7 +315,8 @@ impl Kernel for Call<'_> {
                     (self.keys, &op.token_panels),
                     (self.scores, padded_tokens),
                 );
-                for r in 0..rows {
+                let mut shares = [0.0; MOST_ROWS];
+                for (r, share) in shares.iter_mut().enumerate().take(rows) {
                     let scores = self.scores.add(r * padded_tokens);
                     for t in op.tokens..vectors {
                         scores.add(t).write(f32::NEG_INFINITY);
@@ -268,16 +326,11 @@ impl Kernel for Call<'_> {
                         highest = S::max(highest, S::load(scores.add(t)));
                     }
                     let highest = S::splat(S::largest(highest));
-                    let mut total = S::zero();
                     for t in (0..vectors).step_by(S::LANES) {
                         let e = math::exp::<S>(S::sub(S::load(scores.add(t)), highest));
-                        total = S::add(total, e);
                         S::store(scores.add(t), e);
                     }
-                    let share = S::splat(1.0 / S::sum(total));
-                    for t in (0..vectors).step_by(S::LANES) {
-                        S::store(scores.add(t), S::mul(share, S::load(scores.add(t))));
-                    }
+                    *share = self.share::<S>(scores, vectors);
                 }
                 let weights = (self.scores.cast_const(), padded_tokens, op.tokens);
                 // The queries' block is free again and as wide as a head.
@@ -287,10 +340,11 @@ impl Kernel for Call<'_> {
                     (self.values, &op.size_panels),
                     (self.queries, padded_size),
                 );
-                for r in 0..rows {
+                for (r, share) in shares.iter().enumerate().take(rows) {
                     let to = self.dst.add((from + r) * channels + head * size);
                     for c in (0..size).step_by(S::LANES) {
                         let v = S::load(self.queries.add(r * padded_size + c));
+                        let v = S::mul(S::splat(*share), v);
                         S::store_first(to.add(c), S::LANES.min(size - c), v);
                     }
                 }

@@ -3,7 +3,7 @@
 
 use crate::{
     Epilogue, PixelNorm, Residual,
-    math::VectorActivation,
+    math::{self, VectorActivation},
     simd::{Kernel, Simd},
 };
 
@@ -173,16 +173,8 @@ impl Finish {
         let (c, full) = (self.channels, self.channels / S::LANES * S::LANES);
         for pixel in first..first + count {
             let at = pixel * c;
-            let mut squares = S::zero();
-            for i in (0..full).step_by(S::LANES) {
-                let v = S::load(self.dst.add(at + i));
-                squares = S::mul_add(v, v, squares);
-            }
-            if full < c {
-                let v = S::load_first(self.dst.add(at + full), c - full);
-                squares = S::mul_add(v, v, squares);
-            }
-            let factor = S::splat(gain / ((S::sum(squares) / c as f32).sqrt() + eps));
+            let factor = math::norm_factor::<S>(self.dst.add(at).cast_const(), c, eps);
+            let factor = S::splat(gain * factor);
             for i in (0..full).step_by(S::LANES) {
                 let v = S::mul(factor, S::load(self.dst.add(at + i)));
                 self.activate::<S, true>(v, at + i, S::LANES);

@@ -217,6 +217,7 @@ proptest! {
                 expected.extend(out);
             }
         }
+        let mut in_order = None;
         for isa in instruction_sets() {
             let op = Attention::new(isa, tokens, heads, size, scale, norm.then_some(0.1)).unwrap();
             let mut scratch = vec![f32::NAN; op.scratch_len()];
@@ -227,6 +228,10 @@ proptest! {
             let mut last = vec![0.0; channels];
             op.run(&qkv, &mut last, &mut scratch, tokens - 1..tokens);
             prop_assert_eq!(&last[..], &dst[dst.len() - channels..], "{}: a split changes the bits", isa);
+            op.in_order().run(&qkv, &mut dst, &mut scratch, part.clone());
+            prop_assert!(distance(&dst, &expected) < BOUND, "{isa}, in order");
+            let same = in_order.get_or_insert_with(|| dst.clone());
+            prop_assert_eq!(&dst, same, "{}: other bits", isa);
         }
     }
 

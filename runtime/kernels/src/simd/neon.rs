@@ -4,6 +4,7 @@
 use std::arch::aarch64::*;
 
 use super::{Kernel, Simd};
+use crate::math::RECIPROCAL;
 
 #[derive(Clone, Copy)]
 pub(super) struct Neon;
@@ -70,16 +71,16 @@ impl Simd for Neon {
         vmulq_f32(a, b)
     }
     #[inline(always)]
-    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-        vdivq_f32(a, b)
-    }
-    #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         vfmaq_f32(c, a, b)
     }
     #[inline(always)]
     unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         vfmsq_f32(c, a, b)
+    }
+    #[inline(always)]
+    unsafe fn reciprocal_guess(a: Self::V) -> Self::V {
+        vreinterpretq_f32_u32(vsubq_u32(vdupq_n_u32(RECIPROCAL), vreinterpretq_u32_f32(a)))
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
@@ -100,7 +101,8 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn sum(a: Self::V) -> f32 {
-        vaddvq_f32(a)
+        let two = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+        vget_lane_f32::<0>(two) + vget_lane_f32::<1>(two)
     }
     #[inline(always)]
     unsafe fn largest(a: Self::V) -> f32 {

@@ -138,6 +138,10 @@ impl Table {
 #[derive(Debug)]
 pub(super) struct Ready {
     kernel: int8::Conv2d,
+    /// The same with the other digits of the weights.
+    digits: Vec<int8::Conv2d>,
+    /// What each digit's sums are multiplied with.
+    powers: Vec<f32>,
     sources: Vec<Source>,
     grid: Grid,
     pub(super) finish: Finish,
@@ -177,6 +181,10 @@ impl Ready {
             Some(Tables { grid, stores, .. }) => {
                 let stored = |(id, reals)| (place(id), Table::new(reals, grid, reader(id)));
                 let stores = stores.into_iter().map(stored).collect();
+                let real = match real {
+                    None if !conv.digits.is_empty() => Some(vec![0.0; geometry.outputs]),
+                    real => real,
+                };
                 match real {
                     Some(bias) => Finish::Rounded { factors: products, bias, grid, stores },
                     None => {
@@ -191,7 +199,10 @@ impl Ready {
         };
         let zero = conv.input.zero_point;
         let kernel = int8::Conv2d::new(isa, &spec, zero, &conv.integers, exact.as_deref())?;
-        Ok(Self { kernel, sources, grid: conv.input, finish })
+        let digits =
+            conv.digits.iter().map(|digit| int8::Conv2d::new(isa, &spec, zero, digit, None));
+        let digits = digits.collect::<Result<_, _>>()?;
+        Ok(Self { kernel, digits, powers: conv.powers(), sources, grid: conv.input, finish })
     }
 
     /// Rows of the output.
@@ -205,14 +216,20 @@ impl Ready {
         (GROUP / (spec.out_width() * spec.out_channels)).max(1)
     }
 
-    /// Scratch: sums, reals, bytes of the map, bytes of the results and the kernel's window.
+    /// Scratch: sums (and those of a digit), reals, bytes of the map, bytes of the results and the kernel's window.
     fn sizes(&self) -> [usize; 4] {
         let spec = self.kernel.spec();
         // Results of a group, or a row of a source that is being read.
         let row = self.sources.iter().map(|source| source.dims[1] * source.dims[2]).max();
         let results = (self.group() * spec.out_width() * spec.out_channels).max(row.unwrap_or(0));
         let window = self.kernel.scratch_len(self.group());
-        [self.kernel.sums_len(), results, spec.source_len(&spec.sources[0]), results + window]
+        let digit = if self.digits.is_empty() { 0 } else { results };
+        [
+            self.kernel.sums_len() + digit,
+            results,
+            spec.source_len(&spec.sources[0]),
+            results + window,
+        ]
     }
 
     /// Floats of scratch that a thread needs.
@@ -273,8 +290,7 @@ impl Ready {
                 }
                 Finish::Rounded { factors, bias, grid, stores } => {
                     let reals = &mut reals[..values];
-                    let mut output = Output::Reals { to: &mut *reals, factors };
-                    self.kernel.run(whole, &mut output, window, sums, part.clone());
+                    self.reals(whole, reals, factors, window, sums, part.clone());
                     for pixel in reals.chunks_exact_mut(bias.len()) {
                         pixel.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
                     }
@@ -288,8 +304,7 @@ impl Ready {
                 }
                 Finish::Reals { factors, bias } => {
                     let to = &mut reals[..values];
-                    let mut output = Output::Reals { to: &mut *to, factors };
-                    self.kernel.run(whole, &mut output, window, sums, part.clone());
+                    self.reals(whole, to, factors, window, sums, part.clone());
                     if let Some(bias) = bias {
                         for pixel in to.chunks_exact_mut(bias.len()) {
                             pixel.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
@@ -298,6 +313,32 @@ impl Ready {
                     finish(to, part);
                 }
             }
+        }
+    }
+
+    /// Sums of output rows `rows` as reals, times `factors`.
+    fn reals(
+        &self,
+        source: &[u8],
+        to: &mut [f32],
+        factors: &[f32],
+        window: &mut [u8],
+        sums: &mut [i32],
+        rows: Range<usize>,
+    ) {
+        if self.digits.is_empty() {
+            let mut output = Output::Reals { to, factors };
+            return self.kernel.run(source, &mut output, window, sums, rows);
+        }
+        let (sums, digit) = sums.split_at_mut(self.kernel.sums_len());
+        let digit = &mut digit[..to.len()];
+        to.fill(0.0);
+        for (kernel, power) in [&self.kernel].into_iter().chain(&self.digits).zip(&self.powers) {
+            kernel.run(source, &mut Output::Sums(&mut *digit), window, sums, rows.clone());
+            to.iter_mut().zip(&*digit).for_each(|(to, sum)| *to += *sum as f32 * power);
+        }
+        for pixel in to.chunks_exact_mut(factors.len()) {
+            pixel.iter_mut().zip(factors).for_each(|(to, factor)| *to *= factor);
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Prepare<'a> {
     /// What readers of byte maps round to.
     readers: HashMap<BufferId, Grid>,
     isa: Isa,
+    /// Of a quantised graph: reals are computed in an order of their own.
+    quantised: bool,
     /// Floats of scratch that each thread needs.
     pub(super) scratch: usize,
     /// Operators of tract's until now.
@@ -38,8 +40,13 @@ pub(super) struct Prepare<'a> {
 
 impl<'a> Prepare<'a> {
     /// For the operators of `graph`, whose buffers have their places.
-    pub(super) fn new(graph: &'a FusedGraph, readers: HashMap<BufferId, Grid>, isa: Isa) -> Self {
-        Self { graph, readers, isa, scratch: 0, states: 0 }
+    pub(super) fn new(
+        graph: &'a FusedGraph,
+        readers: HashMap<BufferId, Grid>,
+        isa: Isa,
+        quantised: bool,
+    ) -> Self {
+        Self { graph, readers, isa, quantised, scratch: 0, states: 0 }
     }
 
     fn place(&self, id: BufferId) -> Place {
@@ -200,6 +207,7 @@ impl<'a> Prepare<'a> {
                     attention.norm,
                 )
                 .map_err(kernel_error)?;
+                let kernel = if self.quantised { kernel.in_order() } else { kernel };
                 self.scratch = self.scratch.max(kernel.scratch_len());
                 let (source, dst) = (self.place(source), self.place(dst));
                 let channels = attention.heads * attention.dim;

@@ -218,8 +218,9 @@ impl Program {
         let readers = integer::keep_bytes(&mut graph);
         let chains = residual::blocks(&graph);
         place_buffers(&mut graph, &chains)?;
+        let quantised = graph.is_quantised();
         let ops = std::mem::take(&mut graph.ops);
-        let mut prepare = Prepare::new(&graph, readers, isa);
+        let mut prepare = Prepare::new(&graph, readers, isa, quantised);
         // Each operator's weights are let go as soon as they are packed.
         let mut ready = vec![];
         let mut chains = chains.into_iter().peekable();

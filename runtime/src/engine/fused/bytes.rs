@@ -7,9 +7,22 @@
 //! - A sum becomes a byte as `round(float(sum) * factor) + zero point`, with one factor an output channel
 //!   ([`IntegerConv::factors`]). Where the bias is no integer ([`IntegerConv::bias`]), the real
 //!   `float(sum) * product + bias`, rounded after each operation, is rounded to the grid.
+//! - Weights of more than 8 bits are several digits ([`IntegerConv::digits`]), each digit's sum an integer by itself.
+//!   As reals, each times its power of the base, they are added one after the other, the first digit's first.
 //! - What depends on nothing but one byte is a table of 256 values, computed here ([`tables`]).
+//! - Reals between bytes are made by additions and products in a fixed order, each rounded by itself: exponentials,
+//!   quotients and roots as the kernels' `math` has them, sums over the channels of a pixel as sixteen sums of every
+//!   sixteenth, attention in the order of channels and pixels. What is left to each processor's own order is a
+//!   convolution or a matrix of reals, a group norm, means and deviations over a map.
 
 use super::list::*;
+
+impl FusedGraph {
+    /// Whether there are integer convolutions, so that all of this holds.
+    pub fn is_quantised(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op.core, Core::IntegerConv(_)))
+    }
+}
 
 /// The steps of an integer convolution as far as every value depends on nothing but one byte.
 #[derive(Debug, Clone)]
@@ -68,9 +81,15 @@ impl IntegerConv {
     pub fn bias(&self, steps: &[Step]) -> Bias {
         let Some(Step::Offset(bias)) = steps.first() else { return Bias::None };
         match self.integer_bias(bias) {
-            Some(integers) => Bias::Integers(integers),
-            None => Bias::Reals(bias.to_vec(self.conv.outputs)),
+            Some(integers) if self.digits.is_empty() => Bias::Integers(integers),
+            _ => Bias::Reals(bias.to_vec(self.conv.outputs)),
         }
+    }
+
+    /// What the sum of each digit of the weights, the first one's first, is multiplied with before they are added.
+    pub fn powers(&self) -> Vec<f32> {
+        let powers = (0..=self.digits.len() as i32).rev();
+        powers.map(|power| (BASE as f32).powi(power)).collect()
     }
 
     /// Real over integer sum, one an output channel.

@@ -156,6 +156,9 @@ pub struct Conv {
     pub groups: usize,
 }
 
+/// Base of the digits of an integer weight of more than 8 bits.
+pub const BASE: i32 = 128;
+
 /// A convolution whose weights are integers times one scale an output channel, of inputs that are
 /// rounded to a [`Grid`].
 #[derive(Debug, Clone, PartialEq)]
@@ -164,6 +167,8 @@ pub struct IntegerConv {
     pub conv: Conv,
     /// The weights as integers, in the same order.
     pub integers: Arc<[i8]>,
+    /// Where 8 bits are too few: further digits of the integers, to base [`BASE`], the last of them ones.
+    pub digits: Vec<Arc<[i8]>>,
     /// Real weight over integer weight, one an output channel.
     pub scales: Arc<[f32]>,
     /// What all inputs are rounded to.

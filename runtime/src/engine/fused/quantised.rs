@@ -30,11 +30,70 @@ pub(super) fn quantise(graph: &mut FusedGraph) {
         let fits = rest.iter().all(|grid| *grid == input)
             && (conv.groups == 1 || (depthwise && conv.outputs == conv.groups));
         if let (true, Some((integers, scales))) = (fits, integers(conv)) {
-            op.core =
-                Core::IntegerConv(IntegerConv { conv: conv.clone(), integers, scales, input });
+            op.core = Core::IntegerConv(IntegerConv {
+                conv: conv.clone(),
+                integers,
+                digits: vec![],
+                scales,
+                input,
+            });
         }
     }
     drop_snaps(graph, &grids);
+    if graph.is_quantised() {
+        of_pixels(graph);
+    }
+}
+
+/// In a quantised graph, convolutions of an image's own bytes become integer ones too, with as many digits as their
+/// weights need: their sums are then the same in every order.
+fn of_pixels(graph: &mut FusedGraph) {
+    let bytes: Vec<BufferId> = graph
+        .ops
+        .iter()
+        .filter_map(|op| match (&op.core, &op.steps[..]) {
+            (Core::Image { affine: None, .. }, [Step::Store(id)]) => Some(*id),
+            _ => None,
+        })
+        .collect();
+    for op in &mut graph.ops {
+        let Core::Conv(conv) = &op.core else { continue };
+        let input = Grid { scale: 1.0, zero_point: 0 };
+        if conv.groups == 1 && op.inputs.iter().all(|input| bytes.contains(&input.buffer)) {
+            let (integers, digits, scales) = digits(conv);
+            let conv = conv.clone();
+            op.core = Core::IntegerConv(IntegerConv { conv, integers, digits, scales, input });
+        }
+    }
+}
+
+/// The weights as integers of three digits, and one scale an output channel.
+fn digits(conv: &Conv) -> (Arc<[i8]>, Vec<Arc<[i8]>>, Arc<[f32]>) {
+    const COUNT: usize = 3;
+    let weights = conv.weights.values();
+    let row = (weights.len() / conv.outputs.max(1)).max(1);
+    // The first digit may be as large as any weight.
+    let largest = LARGEST * BASE * BASE;
+    let mut digits = [const { vec![] }; COUNT];
+    let mut scales = vec![];
+    for row in weights.chunks_exact(row) {
+        let peak = row.iter().fold(0.0f32, |peak, weight| peak.max(weight.abs()));
+        let scale = if peak == 0.0 { 1.0 } else { peak / largest as f32 };
+        for weight in row {
+            let mut integer = (f64::from(*weight) / f64::from(scale)).round_ties_even() as i32;
+            for (k, digits) in digits.iter_mut().enumerate().rev() {
+                let digit = match k {
+                    0 => integer,
+                    _ => (integer + BASE / 2).rem_euclid(BASE) - BASE / 2,
+                };
+                digits.push(digit as i8);
+                integer = (integer - digit) / BASE;
+            }
+        }
+        scales.push(scale);
+    }
+    let [first, rest @ ..] = digits.map(Arc::from);
+    (first, rest.into(), scales.into())
 }
 
 /// The values that each buffer's elements are one of, where its makers say so.
@@ -138,6 +197,8 @@ impl IntegerConv {
 
 #[cfg(test)]
 mod tests {
+    use tract_onnx::prelude::Tensor;
+
     use super::*;
 
     #[test]
@@ -147,6 +208,30 @@ mod tests {
         assert!((scale(&row).unwrap() / scale_of - 1.0).abs() < 1e-6);
         assert_eq!(scale(&[0.0, 0.0]), Some(1.0));
         assert_eq!(scale(&[1.0, 0.123_456_7, 0.765_432_1, 0.333_777]), None);
+    }
+
+    #[test]
+    fn digits_are_the_weights() {
+        let values: Vec<f32> = (0..200).map(|k| ((k * k) as f32 * 0.37).sin() * 1e-3).collect();
+        let tensor = Tensor::from_shape(&[2, 4, 5, 5], &values).unwrap();
+        let conv = Conv {
+            weights: Weights::new(tensor.into()).unwrap(),
+            channels: 4,
+            outputs: 2,
+            kernel: [5; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            padding: Padding::default(),
+            groups: 1,
+        };
+        let (first, rest, scales) = digits(&conv);
+        for (k, value) in values.iter().enumerate() {
+            let integer = rest
+                .iter()
+                .fold(i32::from(first[k]), |sum, digits| sum * BASE + i32::from(digits[k]));
+            let real = f64::from(integer) * f64::from(scales[k / 100]);
+            assert!((real - f64::from(*value)).abs() <= 0.51 * f64::from(scales[k / 100]), "{k}");
+        }
     }
 
     #[test]

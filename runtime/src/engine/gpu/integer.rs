@@ -38,11 +38,12 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &IntegerConv) -> Lowe
     Ok(vec![kernel])
 }
 
-/// What is added to the sums of `q - 128`: the zero point's share, and the bias where it is an integer.
-fn start(conv: &IntegerConv, bias: &Bias) -> Vec<i32> {
-    let row = conv.integers.len() / conv.scales.len();
+/// What is added to the sums of `q - 128` for one digit of the weights: the zero point's share, and the bias where it
+/// is an integer.
+fn start(conv: &IntegerConv, digit: &[i8], bias: &Bias) -> Vec<i32> {
+    let row = digit.len() / conv.scales.len();
     let zero = 128 - i32::from(conv.input.zero_point);
-    conv.integers
+    digit
         .chunks_exact(row)
         .enumerate()
         .map(|(n, row)| {
@@ -53,6 +54,11 @@ fn start(conv: &IntegerConv, bias: &Bias) -> Vec<i32> {
         .collect()
 }
 
+/// The digits of the weights.
+fn digits(conv: &IntegerConv) -> Vec<&[i8]> {
+    [&conv.integers].into_iter().chain(&conv.digits).map(|digit| &digit[..]).collect()
+}
+
 /// Appends `words` to `to` where an element begins; the number of the first element.
 fn append(writer: &mut Writer, to: &mut Vec<u32>, words: impl Iterator<Item = u32>) -> String {
     let first = writer.number(to.len() / 4);
@@ -61,21 +67,25 @@ fn append(writer: &mut Writer, to: &mut Vec<u32>, words: impl Iterator<Item = u3
     first
 }
 
-/// A function `finish_sum(sum, pixel, c4)` that turns integer sums into what is stored. What the sums
-/// begin with, and tables of bytes, go behind the weights in `words`; the expression of the former.
+/// A function `finish_sum(sum, pixel, c4)` that turns sums, as reals, into what is stored. What the sums of each digit
+/// begin with, and tables of bytes, go behind the weights in `words`; the expressions of the former.
 fn finish(
     writer: &mut Writer,
     op: &FusedOp,
     conv: &IntegerConv,
     frame: Frame,
     words: &mut Vec<u32>,
-) -> Lowered<String> {
+) -> Lowered<Vec<String>> {
     let bias = conv.bias(&op.steps);
-    let sums = start(conv, &bias);
-    let begin = append(writer, words, sums.into_iter().map(|sum| sum as u32));
+    let mut begin = vec![];
+    for digit in digits(conv) {
+        let sums = start(conv, digit, &bias);
+        let first = append(writer, words, sums.into_iter().map(|sum| sum as u32));
+        begin.push(format!("bitcast<vec4<i32>>(weights[{first} + c4])"));
+    }
     let real = |writer: &mut Writer| {
         let products = writer.constants(conv.products().into_iter());
-        let value = format!("exact(V(sum) * factors[{products} + c4])");
+        let value = format!("exact(sum * factors[{products} + c4])");
         match &bias {
             Bias::Reals(bias) => {
                 let bias = writer.constants(bias.iter().copied());
@@ -87,6 +97,10 @@ fn finish(
     let text = match tables(&op.steps) {
         Some(tables) => {
             let number = match &bias {
+                Bias::None if !conv.digits.is_empty() => {
+                    let value = real(writer);
+                    writer.index(&value, tables.grid)
+                }
                 Bias::Reals(_) => {
                     let value = real(writer);
                     writer.index(&value, tables.grid)
@@ -95,7 +109,7 @@ fn finish(
                     let factors = writer.constants(conv.factors(tables.grid).into_iter());
                     let zero = writer.real(f32::from(tables.grid.zero_point));
                     format!(
-                        "clamp(round(V(sum) * factors[{factors} + c4]) + {zero}, V(0.0), V(255.0))"
+                        "clamp(round(sum * factors[{factors} + c4]) + {zero}, V(0.0), V(255.0))"
                     )
                 }
             };
@@ -130,8 +144,8 @@ fn finish(
             format!("  finish_reals({value}, pixel, c4);\n")
         }
     };
-    writer.function(&format!("fn finish_sum(sum: vec4<i32>, pixel: u32, c4: u32) {{\n{text}}}"));
-    Ok(format!("bitcast<vec4<i32>>(weights[{begin} + c4])"))
+    writer.function(&format!("fn finish_sum(sum: V, pixel: u32, c4: u32) {{\n{text}}}"));
+    Ok(begin)
 }
 
 /// Expression for what the numbers `q` of grid `own` become in `table`.
@@ -194,23 +208,31 @@ fn product(
     let n4 = frame.c4();
     let k4: usize = sources.iter().map(|map| map.c4()).sum();
     let (channels, taps) = (conv.conv.channels, conv.conv.kernel[0] * conv.conv.kernel[1]);
-    // For each tap and four channels of a source: the words of four output channels.
-    let mut bytes = vec![[0i8; 4]; taps * k4 * n4 * 4];
-    for n in 0..frame.channels {
-        let (mut channel, mut first) = (0, 0);
-        for map in sources {
-            for c in 0..map.channels {
-                for tap in 0..taps {
-                    bytes[(tap * k4 + first + c / 4) * n4 * 4 + n][c % 4] =
-                        conv.integers[(n * channels + channel + c) * taps + tap];
+    // Digit by digit, for each tap and four channels of a source: the words of four output channels.
+    let plane = taps * k4 * n4;
+    let digits = digits(conv);
+    let mut bytes = vec![[0i8; 4]; digits.len() * plane * 4];
+    for (digit, bytes) in digits.iter().zip(bytes.chunks_exact_mut(plane * 4)) {
+        for n in 0..frame.channels {
+            let (mut channel, mut first) = (0, 0);
+            for map in sources {
+                for c in 0..map.channels {
+                    for tap in 0..taps {
+                        bytes[(tap * k4 + first + c / 4) * n4 * 4 + n][c % 4] =
+                            digit[(n * channels + channel + c) * taps + tap];
+                    }
                 }
+                channel += map.channels;
+                first += map.c4();
             }
-            channel += map.channels;
-            first += map.c4();
         }
     }
+    let count = digits.len();
     let mut weights: Vec<u32> = bytes.into_iter().map(word).collect();
-    let begin = finish(&mut writer, op, conv, frame, &mut weights)?.replace("+ c4", "+ n4");
+    let begin = finish(&mut writer, op, conv, frame, &mut weights)?;
+    let begin: Vec<String> = begin.iter().map(|begin| begin.replace("+ c4", "+ n4")).collect();
+    let plane = writer.number(plane);
+    let powers: Vec<String> = conv.powers().iter().map(|power| format!("{power:?}")).collect();
     let rows: Vec<[usize; 4]> = op
         .inputs
         .iter()
@@ -225,6 +247,7 @@ fn product(
     let [kh, kw] = conv.conv.kernel.map(|n| format!("i32({})", writer.number(n)));
     let zero = writer.word(word([zero(conv.input); 4]));
     let lines = |line: &dyn Fn(usize) -> String| -> String { (0..PIXELS).map(line).collect() };
+    let each = |line: &dyn Fn(usize) -> String| -> String { (0..count).map(line).collect() };
     let holes = [
         ("$N4", writer.number(n4)),
         ("$PIXELS", pixels.clone()),
@@ -237,26 +260,46 @@ fn product(
             "$SETUP",
             lines(&|m| {
                 let pixel = format!("min(first + {m}u, {pixels} - 1u)");
-                geometry.setup(m, &pixel) + &format!("  var sum{m} = {begin};\n")
+                let sums = each(&|k| format!("  var sum{m}_{k} = {};\n", begin[k]));
+                geometry.setup(m, &pixel) + &sums
             }),
         ),
         ("$ADDRESS", lines(&|m| geometry.address(m, "").replace("base +", "words_base +"))),
         (
+            "$WEIGHTS",
+            each(&|k| match k {
+                0 => "          let w0 = weights[k];\n".into(),
+                _ => format!("          let w{k} = weights[k + {k}u * {plane}];\n"),
+            }),
+        ),
+        (
             "$MULTIPLY",
             lines(&|m| {
-                format!(
-                    "        let a{m} = select({zero}, words[at{m} + c], in{m});
-        sum{m} += vec4<i32>(
-          dot4I8Packed(a{m}, w.x), dot4I8Packed(a{m}, w.y),
-          dot4I8Packed(a{m}, w.z), dot4I8Packed(a{m}, w.w),
+                format!("        let a{m} = select({zero}, words[at{m} + c], in{m});\n")
+                    + &each(&|k| {
+                        format!(
+                            "        sum{m}_{k} += vec4<i32>(
+          dot4I8Packed(a{m}, w{k}.x), dot4I8Packed(a{m}, w{k}.y),
+          dot4I8Packed(a{m}, w{k}.z), dot4I8Packed(a{m}, w{k}.w),
         );\n"
-                )
+                        )
+                    })
             }),
         ),
         (
             "$STORE",
             lines(&|m| {
-                format!("  if (first + {m}u < {pixels}) {{ finish_sum(sum{m}, p{m}, n4); }}\n")
+                // Powers of two: no product is rounded.
+                let sum: Vec<String> = (0..count)
+                    .map(|k| match count {
+                        1 => format!("V(sum{m}_{k})"),
+                        _ => format!("V(sum{m}_{k}) * {}", powers[k]),
+                    })
+                    .collect();
+                let sum =
+                    sum.into_iter().reduce(|so_far, next| format!("exact({so_far} + {next})"));
+                let sum = sum.unwrap_or_default();
+                format!("  if (first + {m}u < {pixels}) {{ finish_sum({sum}, p{m}, n4); }}\n")
             }),
         ),
     ];
@@ -285,6 +328,9 @@ fn depthwise(
     }
     let mut weights: Vec<u32> = bytes.into_iter().map(word).collect();
     let begin = finish(&mut writer, op, conv, frame, &mut weights)?;
+    let [begin] = &begin[..] else {
+        return refuse("weights of several digits, channel by channel");
+    };
     let first = writer.rows(&[[source.offset, c4, source.width, 0]]);
     let size = [source.height, source.width];
     let geometry = Geometry::new(&mut writer, size, frame.width, &conv.conv);
@@ -304,7 +350,7 @@ fn depthwise(
   }}
   return sum;
 }}
-fn finish(sum: vec4<i32>, pixel: u32, c4: u32) {{ finish_sum(sum, pixel, c4); }}",
+fn finish(sum: vec4<i32>, pixel: u32, c4: u32) {{ finish_sum(V(sum), pixel, c4); }}",
         geometry.setup(0, "pixel"),
         geometry.address(0, "").replace("base +", "words_base +")
     ));

@@ -19,6 +19,8 @@ pub(super) struct Context<'a> {
     /// Words of an image.
     pub(super) image_words: usize,
     pub(super) abilities: Abilities,
+    /// The graph has integer convolutions.
+    pub(super) quantised: bool,
     /// Measured tilings.
     pub(super) choices: &'a Choices,
 }
@@ -26,7 +28,7 @@ pub(super) struct Context<'a> {
 impl Context<'_> {
     /// A writer for one shader.
     pub(super) fn writer(&self) -> Writer<'_> {
-        Writer::new(self.maps, self.abilities, self.strides)
+        Writer::new(self.maps, self.abilities, self.strides, self.quantised)
     }
 
     /// The map that the first input reads.

@@ -243,12 +243,13 @@ pub(super) fn threads(
     writer.finish(kind, template, &holes, weights, groups(count, 64))
 }
 
-/// The same with pixel norms among the steps: the threads of a pixel share its sum of squares.
+/// The same with pixel norms among the steps: four threads of a pixel share its sum of squares, which is so taken in
+/// the order of every engine.
 fn norm(mut writer: Writer, steps: &[Step], frame: Frame) -> Lowered<Kernel> {
-    let lanes = frame.c4().next_power_of_two().min(64);
-    let each = frame.c4().div_ceil(lanes);
-    if each > 16 {
-        return refuse(format!("a pixel norm over {} channels; at most 4096", frame.channels));
+    const LANES: usize = 4;
+    let each = frame.c4().div_ceil(LANES);
+    if each > 64 {
+        return refuse(format!("a pixel norm over {} channels; at most 1024", frame.channels));
     }
     let c4 = writer.number(frame.c4());
     let whole = frame.channels.is_multiple_of(4);
@@ -258,8 +259,8 @@ fn norm(mut writer: Writer, steps: &[Step], frame: Frame) -> Lowered<Kernel> {
         body.push_str(&format!(
             "  let c{k} = min(lane + {}u, {c4} - 1u);\n  let in{k} = inside && lane + {}u < {c4};\n  \
              var v{k} = core(pixel, c{k});\n",
-            k * lanes,
-            k * lanes
+            k * LANES,
+            k * LANES
         ));
     }
     let parts = steps.split_inclusive(|step| matches!(step, Step::Norm { .. }));
@@ -279,37 +280,31 @@ fn norm(mut writer: Writer, steps: &[Step], frame: Frame) -> Lowered<Kernel> {
         }
         let Some(epsilon) = epsilon else { continue };
         let epsilon = writer.real(epsilon);
-        body.push_str("  square = 0.0;\n");
+        let share = writer.real(1.0 / frame.channels as f32);
+        body.push_str("  square = V(0.0);\n");
         for k in 0..each {
             let value =
                 if whole { format!("v{k}") } else { format!("only(v{k}, c{k}, {channels})") };
             body.push_str(&format!(
-                "  if (in{k}) {{ let part = {value}; square += dot(part, part); }}\n"
+                "  if (in{k}) {{ let part = {value}; square = exact(square + exact(part * part)); }}\n"
             ));
-        }
-        body.push_str("  sums[thread] = square;\n  workgroupBarrier();\n");
-        let mut step = lanes / 2;
-        while step > 0 {
-            body.push_str(&format!(
-                "  if (lane < {step}u) {{ sums[thread] += sums[thread + {step}u]; }}\n  \
-                 workgroupBarrier();\n"
-            ));
-            step /= 2;
         }
         body.push_str(&format!(
-            "  let factor{number} = 1.0 / (sqrt(sums[thread - lane] / f32({channels})) + {epsilon});\n  \
-             workgroupBarrier();\n"
+            "  sums[thread] = square;
+  workgroupBarrier();
+  let of{number} = thread - lane;
+  let factor{number} = norm_factor(
+    array<V, 4>(sums[of{number}], sums[of{number} + 1u], sums[of{number} + 2u], sums[of{number} + 3u]),
+    {share}, {epsilon},
+  );
+  workgroupBarrier();\n"
         ));
         for k in 0..each {
-            body.push_str(&format!("  v{k} *= factor{number};\n"));
+            body.push_str(&format!("  v{k} = exact(v{k} * factor{number});\n"));
         }
     }
-    let holes = [
-        ("$LANES", lanes.to_string()),
-        ("$PIXELS", writer.number(frame.pixels())),
-        ("$BODY", body),
-    ];
+    let holes = [("$PIXELS", writer.number(frame.pixels())), ("$BODY", body)];
     let template = include_str!("shaders/norm.wgsl");
-    let groups = groups(frame.pixels(), 64 / lanes);
+    let groups = groups(frame.pixels(), 64 / LANES);
     Ok(writer.finish("norm", template, &holes, Weights::default(), groups))
 }

@@ -115,6 +115,7 @@ impl Program {
             strides: [arena, words],
             reserved,
             image_words: image[1],
+            quantised: graph.is_quantised(),
             abilities,
             choices,
         };

@@ -132,6 +132,24 @@ impl Context<'_> {
         let frame = Frame { channels, ..source.frame() };
         writer.steps("finish", &op.steps, frame)?;
         let d4 = attention.dim / 4;
+        if self.quantised {
+            let epsilon = attention.norm.map_or("0.0".into(), |epsilon| writer.real(epsilon));
+            let norm = if attention.norm.is_some() { "norm_of(at)" } else { "1.0" };
+            let holes = [
+                ("$ELEMENT", writer.element(&source, "i")),
+                ("$C4", writer.number(source.c4())),
+                ("$PIXELS", writer.number(source.pixels())),
+                ("$HEADS", writer.number(attention.heads)),
+                ("$SCALE", writer.real(attention.scale)),
+                ("$NORM", norm.into()),
+                ("$SHARE", writer.real(1.0 / attention.dim as f32)),
+                ("$EPSILON", epsilon),
+                ("$D4", d4.to_string()),
+            ];
+            let template = include_str!("shaders/attention_exact.wgsl");
+            let groups = [source.pixels().div_ceil(64) as u32, attention.heads as u32];
+            return Ok(writer.finish("attention", template, &holes, Weights::default(), groups));
+        }
         let each = |line: &dyn Fn(usize) -> String| (0..d4).map(line).collect::<String>();
         let norm = match attention.norm {
             None => "1.0".to_owned(),

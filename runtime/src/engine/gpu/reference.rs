@@ -119,7 +119,9 @@ fn integer(conv: &IntegerConv, op: &FusedOp, maps: &mut [Values]) {
     let mut run = |mut to: int8::Output| {
         kernel.run(&bytes, &mut to, &mut window, &mut sums, 0..dims[0]);
     };
-    if let (Some(tables), Bias::None | Bias::Integers(_)) = (tables(&op.steps), &bias) {
+    if let (Some(tables), Bias::None | Bias::Integers(_)) = (tables(&op.steps), &bias)
+        && conv.digits.is_empty()
+    {
         let requantize = int8::Requantize {
             factors: conv.factors(tables.grid),
             zero_point: tables.grid.zero_point,
@@ -135,7 +137,22 @@ fn integer(conv: &IntegerConv, op: &FusedOp, maps: &mut [Values]) {
         finish(op, &op.steps[tables.used..], out, maps);
         return;
     }
-    run(int8::Output::Reals { to: &mut out.values, factors: &products });
+    if conv.digits.is_empty() {
+        run(int8::Output::Reals { to: &mut out.values, factors: &products });
+    } else {
+        let all = [&conv.integers].into_iter().chain(&conv.digits);
+        for (digits, power) in all.zip(conv.powers()) {
+            let kernel =
+                int8::Conv2d::new(Isa::Scalar, &spec, grid.zero_point, digits, None).unwrap();
+            let mut to = vec![0; out.values.len()];
+            let mut output = int8::Output::Sums(&mut to);
+            kernel.run(&bytes, &mut output, &mut window, &mut sums, 0..dims[0]);
+            out.values.iter_mut().zip(to).for_each(|(v, sum)| *v += sum as f32 * power);
+        }
+        for pixel in out.values.chunks_exact_mut(products.len()) {
+            pixel.iter_mut().zip(&products).for_each(|(v, product)| *v *= product);
+        }
+    }
     finish(op, &op.steps[usize::from(exact.is_some())..], out, maps);
 }
 

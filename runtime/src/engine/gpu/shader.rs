@@ -13,6 +13,7 @@ fn centre(grid: Grid) -> f32 {
 }
 
 const PRELUDE: &str = include_str!("shaders/prelude.wgsl");
+const EXACT: &str = include_str!("shaders/exact.wgsl");
 
 /// What shaders may use, beyond what every adapter has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,6 +75,7 @@ pub(super) struct Writer<'a> {
     /// All maps by buffer.
     maps: &'a [Map],
     abilities: Abilities,
+    quantised: bool,
     params: Vec<u32>,
     factors: Vec<f32>,
     functions: String,
@@ -81,10 +83,15 @@ pub(super) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Every shader's first numbers, which the prelude reads: elements of reals and words from a tile's maps
-    /// to the next tile's, and 0.
-    pub(super) fn new(maps: &'a [Map], abilities: Abilities, [arena, words]: [usize; 2]) -> Self {
+    /// to the next tile's, and 0. In a `quantised` graph reals are computed as in every other engine.
+    pub(super) fn new(
+        maps: &'a [Map],
+        abilities: Abilities,
+        [arena, words]: [usize; 2],
+        quantised: bool,
+    ) -> Self {
         let params = vec![arena as u32, words as u32, 0, 0];
-        Self { maps, abilities, params, factors: vec![], functions: String::new() }
+        Self { maps, abilities, quantised, params, factors: vec![], functions: String::new() }
     }
 
     pub(super) fn abilities(&self) -> Abilities {
@@ -252,6 +259,8 @@ impl<'a> Writer<'a> {
 
     fn activation(&mut self, activation: Activation) -> String {
         match activation {
+            Activation::Silu if self.quantised => "silu_exact(v)".into(),
+            Activation::Sigmoid if self.quantised => "sigmoid_exact(v)".into(),
             Activation::Silu => "silu(v)".into(),
             Activation::Sigmoid => "sigmoid(v)".into(),
             Activation::Clip { low, high } => {
@@ -309,6 +318,12 @@ impl<'a> Writer<'a> {
             prelude = prelude.replace("weights: array<S>", "weights: array<vec4<u32>>");
         }
         source.push_str(&prelude);
+        if body.contains("_exact")
+            || self.functions.contains("_exact")
+            || body.contains("norm_factor(")
+        {
+            source.push_str(EXACT);
+        }
         source.push_str(&self.functions);
         source.push_str(&body);
         Kernel {

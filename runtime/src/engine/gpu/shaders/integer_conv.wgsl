@@ -19,8 +19,7 @@ $SETUP
         let source = params[$FIRST + s];
 $ADDRESS
         for (var c = 0u; c < source.y; c++) {
-          let w = weights[k];
-          k += $N4;
+$WEIGHTS          k += $N4;
 $MULTIPLY
         }
       }

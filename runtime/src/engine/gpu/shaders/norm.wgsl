@@ -1,5 +1,5 @@
-// $LANES threads a pixel, which share its sum of squares.
-var<workgroup> sums: array<f32, 64>;
+// Four threads a pixel, which share its sum of squares.
+var<workgroup> sums: array<V, 64>;
 
 @compute @workgroup_size(64)
 fn main(
@@ -8,10 +8,10 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
 ) {
   begin(group);
-  let lane = thread % $LANESu;
-  let wanted = (group.y * groups.x + group.x) * (64u / $LANESu) + thread / $LANESu;
+  let lane = thread % 4u;
+  let wanted = (group.y * groups.x + group.x) * 16u + thread / 4u;
   let inside = wanted < $PIXELS;
   let pixel = min(wanted, $PIXELS - 1u);
-  var square = 0.0;
+  var square = V(0.0);
 $BODY
 }

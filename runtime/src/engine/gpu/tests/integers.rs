@@ -15,33 +15,6 @@ use crate::model::OnnxFile;
 use crate::model::typed::typed;
 use crate::model::widen::{Rounding, widen};
 
-/// Where a map lies that was computed the same way, operation by operation, on every device.
-fn exact(graph: &FusedGraph) -> Vec<bool> {
-    let mut exact = vec![false; graph.buffers.len()];
-    graph.inputs.iter().for_each(|&id| exact[id] = true);
-    for op in &graph.ops {
-        let reads = op.reads().all(|id| exact[id]);
-        let (core, done) = match &op.core {
-            Core::Image { .. } | Core::Map => (true, 0),
-            Core::IntegerConv(_) => (true, tables(&op.steps).map_or(0, |tables| tables.used)),
-            // Sums of two pixels of two rows.
-            Core::Pool(pool) => (pool.maximum || pool.kernel == [2, 2], 0),
-            _ => (false, 0),
-        };
-        let mut so_far = reads && core;
-        for (k, step) in op.steps.iter().enumerate() {
-            match step {
-                Step::Store(id) => exact[*id] = so_far,
-                Step::Activate(Activation::Clip { .. } | Activation::Snap(_)) => {}
-                Step::Add { scale, .. } => so_far &= *scale == 1.0,
-                Step::Scale(_) | Step::Offset(_) | Step::Multiply(_) => {}
-                _ => so_far &= k < done,
-            }
-        }
-    }
-    exact
-}
-
 /// A map's values, `[height, width, channels]`, of the tile that was run last.
 fn read(resident: &Resident, map: Map) -> Vec<f32> {
     let device = &resident.device.device;
@@ -78,7 +51,7 @@ fn read(resident: &Resident, map: Map) -> Vec<f32> {
 }
 
 #[test]
-fn integers_equal_the_processors_until_reals_are_summed_or_exponentiated() {
+fn every_integer_of_the_shipped_model_is_the_processors() {
     if !adapter_or_skip() {
         return;
     }
@@ -87,7 +60,6 @@ fn integers_equal_the_processors_until_reals_are_summed_or_exponentiated() {
     let file = OnnxFile::open(&path).unwrap();
     let proto = widen(file.proto(), Rounding::Left);
     let graph = fuse(typed(&proto, &[1, 224, 224, 3]).unwrap()).unwrap();
-    let exact = exact(&graph);
     let reads: Vec<(&FusedOp, Grid, BufferId)> = graph
         .ops
         .iter()
@@ -103,7 +75,7 @@ fn integers_equal_the_processors_until_reals_are_summed_or_exponentiated() {
         Program::keeping(graph.clone(), device.abilities(false), &Default::default(), &kept)
             .unwrap();
     let resident = Resident::new(device, Arc::new(program), 1).unwrap();
-    let (mut equal, mut others) = ([0; 2], [0; 2]);
+    let (mut all, mut wrong) = (0, vec![]);
     for tile in tiles(224) {
         let flight = resident.submit(0, &[&tile]).unwrap();
         resident.wait(flight, Duration::from_secs(60)).unwrap();
@@ -111,23 +83,14 @@ fn integers_equal_the_processors_until_reals_are_summed_or_exponentiated() {
         for ((op, grid, id), expected) in reads.iter().zip(expected) {
             let found = read(&resident, maps[*id]);
             assert_eq!(found.len(), expected.len(), "{}", op.name);
-            let steps: Vec<u8> = found
-                .iter()
-                .zip(&expected)
-                .map(|(a, b)| grid.index(*a).abs_diff(grid.index(*b)))
-                .collect();
-            let off = steps.iter().filter(|&&step| step > 0).count();
-            let most = steps.iter().max().unwrap();
-            let counts = if exact[*id] { &mut equal } else { &mut others };
-            *counts = [counts[0] + off, counts[1] + steps.len()];
-            eprintln!(
-                "{} b{id} exact {}: {off} of {} differ, by {most}",
-                op.name,
-                exact[*id],
-                steps.len()
-            );
+            let differ = |(a, b): &(&f32, &f32)| grid.index(**a) != grid.index(**b);
+            let off = found.iter().zip(&expected).filter(differ).count();
+            all += found.len();
+            if off > 0 {
+                wrong.push(format!("{}: {off} of {}", op.name, found.len()));
+            }
         }
     }
-    eprintln!("{equal:?} {others:?}");
-    assert_eq!(equal[0], 0);
+    eprintln!("{all} integers in {} maps of two tiles", kept.len());
+    assert!(all > 10_000_000 && wrong.is_empty(), "of {all} integers differ: {wrong:#?}");
 }

@@ -400,7 +400,16 @@ fn integer_convolutions_equal_the_scalar_kernels_bit_for_bit() {
         let products: Vec<f32> = scales.iter().map(|s| s * input.scale).collect();
         let bias: Vec<f32> =
             products.iter().map(|p| p * build.random.from(0, 2000) as f32).collect();
-        let integer = IntegerConv { conv, integers: integers.into(), scales: scales.into(), input };
+        let mut digits = vec![];
+        if !depthwise && seed % 4 >= 2 {
+            for _ in 0..2 {
+                let digit: Vec<i8> =
+                    integers.iter().map(|_| build.random.from(0, 127) as i8 - 64).collect();
+                digits.push(digit.into());
+            }
+        }
+        let integers = integers.into();
+        let integer = IntegerConv { conv, integers, digits, scales: scales.into(), input };
         let mut steps = vec![Step::Offset(Channels::Each(bias.into()))];
         if seed % 2 == 0 {
             let grid = Grid { scale: 0.5, zero_point: 17 };
