@@ -249,17 +249,25 @@ impl Call<'_> {
         (b, panels): (*const f32, &[Panel]),
         (out, out_stride): (*mut f32, usize),
     ) {
+        const ROWS: usize = 4;
         for panel in panels {
             let width = panel.columns * S::LANES;
-            for r in 0..rows {
-                for at in (0..width).step_by(S::LANES) {
-                    let from = b.add(panel.start * k + at);
-                    let mut sum = S::zero();
+            for at in (0..width).step_by(S::LANES) {
+                let from = b.add(panel.start * k + at);
+                for first in (0..rows).step_by(ROWS) {
+                    // Rows past the last are the last one again.
+                    let row = |r: usize| (first + r).min(rows - 1);
+                    let mut sums = [S::zero(); ROWS];
                     for i in 0..k {
-                        let a = S::splat(*a.add(r * a_stride + i));
-                        sum = S::add(sum, S::mul(a, S::load(from.add(i * width))));
+                        let b = S::load(from.add(i * width));
+                        for (r, sum) in sums.iter_mut().enumerate() {
+                            let a = S::splat(*a.add(row(r) * a_stride + i));
+                            *sum = S::add(*sum, S::mul(a, b));
+                        }
                     }
-                    S::store(out.add(r * out_stride + panel.start + at), sum);
+                    for (r, sum) in sums.into_iter().enumerate() {
+                        S::store(out.add(row(r) * out_stride + panel.start + at), sum);
+                    }
                 }
             }
         }
@@ -280,7 +288,7 @@ impl Call<'_> {
             }
             total = S::sum(sum);
         }
-        math::reciprocal_of(total)
+        1.0 / total
     }
 }
 

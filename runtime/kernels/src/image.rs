@@ -12,7 +12,8 @@ use crate::{
 };
 
 /// Reads an 8-bit image into a float map: a factor and an offset a channel, then optionally blocks of pixels folded
-/// into channels (ONNX SpaceToDepth: channel `(by * block + bx) * channels + c`), then optionally a channel of ones.
+/// into channels (ONNX SpaceToDepth: channel `(by * block + bx) * channels + c`), then optionally a channel of one
+/// value.
 #[derive(Debug, Clone)]
 pub struct ImageInput {
     isa: Isa,
@@ -20,7 +21,7 @@ pub struct ImageInput {
     width: usize,
     channels: usize,
     block: usize,
-    ones: bool,
+    constant: Option<f32>,
     /// Bytes that lie side by side in the image and in the map.
     run: usize,
     /// Factors and offsets of a run.
@@ -40,7 +41,7 @@ impl ImageInput {
         width: usize,
         channels: usize,
         block: usize,
-        ones: bool,
+        constant: Option<f32>,
         scale: &[f32],
         shift: &[f32],
     ) -> Result<Self, KernelError> {
@@ -57,7 +58,8 @@ impl ImageInput {
         }
         check_length("image scale", scale.len(), channels)?;
         check_length("image shift", shift.len(), channels)?;
-        let run = if block == 1 && !ones { width * channels } else { block * channels };
+        let run =
+            if block == 1 && constant.is_none() { width * channels } else { block * channels };
         let repeat = |values: &[f32]| values.iter().copied().cycle().take(run).collect();
         Ok(Self {
             isa,
@@ -65,7 +67,7 @@ impl ImageInput {
             width,
             channels,
             block,
-            ones,
+            constant,
             run,
             scale: repeat(scale),
             shift: repeat(shift),
@@ -79,7 +81,8 @@ impl ImageInput {
 
     /// Height, width and channels of the map.
     pub fn out_shape(&self) -> [usize; 3] {
-        let channels = self.channels * self.block * self.block + usize::from(self.ones);
+        let channels =
+            self.channels * self.block * self.block + usize::from(self.constant.is_some());
         [self.height / self.block, self.width / self.block, channels]
     }
 
@@ -138,7 +141,7 @@ impl Kernel for Call<'_> {
         let row_bytes = op.width * op.channels;
         let mut to = self.dst;
         for y in self.rows.clone() {
-            if op.block == 1 && !op.ones {
+            if op.block == 1 && op.constant.is_none() {
                 self.convert::<S>(y * row_bytes, to);
                 to = to.add(op.run);
                 continue;
@@ -148,8 +151,8 @@ impl Kernel for Call<'_> {
                     self.convert::<S>((y * op.block + by) * row_bytes + x * op.run, to);
                     to = to.add(op.run);
                 }
-                if op.ones {
-                    to.write(1.0);
+                if let Some(value) = op.constant {
+                    to.write(value);
                     to = to.add(1);
                 }
             }

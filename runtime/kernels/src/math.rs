@@ -1,17 +1,13 @@
 //! The exponential and the activations on vectors, and the roots of norms.
 //!
-//! All of it is made of additions, subtractions and products that are rounded one by one, in the order written: the
-//! same bits on every instruction set, and on a graphics processor that does the same. Quotients and roots, which
-//! graphics processors only approximate, are Newton's.
+//! All of it is made of operations that are rounded one by one, in the order written: the same bits on every instruction
+//! set, and on a graphics processor that does the same.
 #![expect(unsafe_op_in_unsafe_fn, reason = "arithmetic on vectors under the trait's contract")]
 
 use crate::{Activation, simd::Simd};
 
-/// Below it the exponential of the negative is held, so that its reciprocal is a normal float.
+/// Further down `x` is held, so that the exponential of the negative is finite.
 const LEAST: f32 = -87.0;
-
-/// Bits of a first guess of a reciprocal, less the bits of the value: within 13%.
-pub(crate) const RECIPROCAL: u32 = 0x7ef3_11c7;
 
 /// `exp(x)` with a relative error below 3e-7, `x` held within the range of normal floats. NaN stays NaN.
 ///
@@ -35,40 +31,6 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     S::scale_by_power(p, n)
 }
 
-/// `1 / x` for positive normal `x`, whose reciprocal is one too, within 2 units of the last place.
-///
-/// # Safety
-/// See [`Simd`].
-#[inline(always)]
-pub(crate) unsafe fn reciprocal<S: Simd>(x: S::V) -> S::V {
-    let mut r = S::reciprocal_guess(x);
-    for _ in 0..4 {
-        r = S::mul(r, S::sub(S::splat(2.0), S::mul(x, r)));
-    }
-    r
-}
-
-/// The same of one value.
-#[inline(always)]
-pub(crate) fn reciprocal_of(x: f32) -> f32 {
-    let mut r = f32::from_bits(RECIPROCAL.wrapping_sub(x.to_bits()));
-    for _ in 0..4 {
-        r *= 2.0 - x * r;
-    }
-    r
-}
-
-/// The square root of a normal `x` or 0, within 2 units of the last place.
-#[inline(always)]
-pub(crate) fn root_of(x: f32) -> f32 {
-    let half = 0.5 * x;
-    let mut y = f32::from_bits(0x5f37_59df_u32.wrapping_sub(x.to_bits() >> 1));
-    for _ in 0..4 {
-        y *= 1.5 - half * y * y;
-    }
-    x * y
-}
-
 /// What a pixel norm multiplies its `count` values with: `1 / (root of their mean square + eps)`.
 ///
 /// # Safety
@@ -76,7 +38,7 @@ pub(crate) fn root_of(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) unsafe fn norm_factor<S: Simd>(from: *const f32, count: usize, eps: f32) -> f32 {
     let mean = sum_of_squares::<S>(from, count) * (1.0 / count as f32);
-    reciprocal_of(root_of(mean) + eps)
+    1.0 / (mean.sqrt() + eps)
 }
 
 /// The sum of the squares of `count` values, as vectors of 16 would add them up.
@@ -116,7 +78,7 @@ unsafe fn sum_of_squares<S: Simd>(from: *const f32, count: usize) -> f32 {
 pub(crate) unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     // Further down the value is as good as 0; held there, negative infinity gives it too.
     let x = S::max(S::splat(LEAST), x);
-    S::mul(x, sigmoid::<S>(x))
+    S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), x))))
 }
 
 /// `1 / (1 + exp(-x))`.
@@ -126,7 +88,7 @@ pub(crate) unsafe fn silu<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
     let x = S::max(S::splat(LEAST), x);
-    reciprocal::<S>(S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), x))))
+    S::div(S::splat(1.0), S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), x))))
 }
 
 /// An activation as vectors need it: everything but the sigmoids is a clip.
@@ -159,22 +121,5 @@ impl VectorActivation {
             Self::Silu => silu::<S>(x),
             Self::Sigmoid => sigmoid::<S>(x),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn newtons_quotients_and_roots_are_close() {
-        for k in -60..=60 {
-            for part in [1.0, 1.2, 1.5, 1.999_999] {
-                let x = part * 2.0f32.powi(k);
-                let off = [reciprocal_of(x) * x - 1.0, root_of(x) / x.sqrt() - 1.0];
-                assert!(off.iter().all(|off| off.abs() < 3e-7), "{x}: {off:?}");
-            }
-        }
-        assert_eq!(root_of(0.0), 0.0);
     }
 }

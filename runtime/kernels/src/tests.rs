@@ -243,7 +243,7 @@ proptest! {
         let image: Vec<_> = values(height * width * channels, seed).iter().map(|v| (v * 99.0) as i32 as u8).collect();
         let (scale, shift) = (values(channels, seed + 1), values(channels, seed + 2));
         for isa in instruction_sets() {
-            let op = ImageInput::new(isa, height, width, channels, block, ones, &scale, &shift).unwrap();
+            let op = ImageInput::new(isa, height, width, channels, block, ones.then_some(1.0), &scale, &shift).unwrap();
             let [oh, ow, oc] = op.out_shape();
             prop_assert_eq!([oh, ow, oc], [high, wide, channels * block * block + usize::from(ones)]);
             let mut dst = vec![f32::NAN; oh * ow * oc];

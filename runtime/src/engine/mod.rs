@@ -77,6 +77,13 @@ pub trait Engine: Send + Sync {
         Ok(None)
     }
 
+    /// Where a tile's time goes on its device, over `repetitions` full batches of `image` that follow each other,
+    /// where it runs on one of its own that tells.
+    fn device_shares(&self, image: &[u8], repetitions: usize) -> Result<Option<DeviceShares>> {
+        let _ = (image, repetitions);
+        Ok(None)
+    }
+
     /// Median time of each operator with one thread over `repetitions` runs of `image`; none where
     /// the engine cannot tell.
     fn operator_times(&self, image: &[u8], repetitions: usize) -> Result<Vec<OperatorTime>> {
@@ -102,6 +109,22 @@ pub trait Session: Send {
         self.predict_into(image, &mut values)?;
         Ok(values)
     }
+}
+
+/// Where a tile's time goes on a device while full batches follow each other: medians in microseconds, a tile's part
+/// of its batch.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct DeviceShares {
+    /// From one batch's end to the next one's.
+    pub tile_us: f64,
+    /// While the device is at a batch's dispatches, by its own clock.
+    pub dispatches_us: f64,
+    /// The same with each dispatch measured by itself: what lies between them is left out.
+    pub kernels_us: f64,
+    /// While the program hands over images and commands; the device need not wait for that.
+    pub submitting_us: f64,
+    /// While the program reads results; likewise.
+    pub reading_us: f64,
 }
 
 /// What one operator takes.

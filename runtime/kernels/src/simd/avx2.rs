@@ -4,7 +4,6 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
-use crate::math::RECIPROCAL;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
@@ -70,17 +69,16 @@ impl Simd for Avx2 {
         _mm256_mul_ps(a, b)
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        _mm256_div_ps(a, b)
+    }
+    #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         _mm256_fmadd_ps(a, b, c)
     }
     #[inline(always)]
     unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         _mm256_fnmadd_ps(a, b, c)
-    }
-    #[inline(always)]
-    unsafe fn reciprocal_guess(a: Self::V) -> Self::V {
-        let from = _mm256_set1_epi32(RECIPROCAL as i32);
-        _mm256_castsi256_ps(_mm256_sub_epi32(from, _mm256_castps_si256(a)))
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {

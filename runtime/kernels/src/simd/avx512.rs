@@ -4,7 +4,6 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
-use crate::math::RECIPROCAL;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;
@@ -67,17 +66,16 @@ impl Simd for Avx512 {
         _mm512_mul_ps(a, b)
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        _mm512_div_ps(a, b)
+    }
+    #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
     unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         _mm512_fnmadd_ps(a, b, c)
-    }
-    #[inline(always)]
-    unsafe fn reciprocal_guess(a: Self::V) -> Self::V {
-        let from = _mm512_set1_epi32(RECIPROCAL as i32);
-        _mm512_castsi512_ps(_mm512_sub_epi32(from, _mm512_castps_si512(a)))
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {

@@ -4,7 +4,6 @@
 use std::arch::aarch64::*;
 
 use super::{Kernel, Simd};
-use crate::math::RECIPROCAL;
 
 #[derive(Clone, Copy)]
 pub(super) struct Neon;
@@ -71,16 +70,16 @@ impl Simd for Neon {
         vmulq_f32(a, b)
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        vdivq_f32(a, b)
+    }
+    #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         vfmaq_f32(c, a, b)
     }
     #[inline(always)]
     unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         vfmsq_f32(c, a, b)
-    }
-    #[inline(always)]
-    unsafe fn reciprocal_guess(a: Self::V) -> Self::V {
-        vreinterpretq_f32_u32(vsubq_u32(vdupq_n_u32(RECIPROCAL), vreinterpretq_u32_f32(a)))
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {

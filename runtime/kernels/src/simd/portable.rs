@@ -2,7 +2,6 @@
 #![expect(unsafe_op_in_unsafe_fn, reason = "thin wrappers whose contract is the trait's")]
 
 use super::{Kernel, Simd};
-use crate::math::RECIPROCAL;
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -75,16 +74,16 @@ impl Simd for Portable {
         zip(a, b, |a, b| a * b)
     }
     #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
     unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| c[i] - a[i] * b[i])
-    }
-    #[inline(always)]
-    unsafe fn reciprocal_guess(a: Self::V) -> Self::V {
-        map(a, |a| f32::from_bits(RECIPROCAL.wrapping_sub(a.to_bits())))
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {

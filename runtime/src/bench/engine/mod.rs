@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use diffbulk_kernels::{Isa, measure_peak};
 use serde::Serialize;
 
-use crate::engine::{self, DevicePeak, Engine, OperatorTime};
+use crate::engine::{self, DevicePeak, DeviceShares, Engine, OperatorTime};
 use crate::model::Model;
 use crate::process;
 use crate::{Error, Result};
@@ -71,6 +71,8 @@ pub struct Measurement {
     pub peak_gflops: f64,
     /// What the engine's device can do, where it has one of its own.
     pub device: Option<DevicePeak>,
+    /// Where a tile's time goes on it, where it tells.
+    pub shares: Option<DeviceShares>,
     /// Sessions that run side by side in throughput mode.
     pub sessions: usize,
     /// Largest resident memory of the process until now, in KiB, where the system tells.
@@ -127,6 +129,7 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
         None
     };
     let operators = if all { engine.operator_times(&tiles[0], 15)? } else { vec![] };
+    let shares = if all { engine.device_shares(&tiles[0], 15)? } else { None };
     let device = if all { engine.device_peak()? } else { None };
     let peak_gflops = match device {
         Some(device) => device.gflops,
@@ -144,6 +147,7 @@ pub fn run(settings: &Settings) -> Result<Measurement> {
         macs: model.metadata().macs_per_tile,
         peak_gflops,
         device,
+        shares,
         sessions,
         peak_memory_kib: process::peak_memory_kib(),
         operators,

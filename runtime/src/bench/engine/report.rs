@@ -67,8 +67,8 @@ fn share(gflops: f64, peak: f64) -> String {
     if peak > 0.0 { format!("{:.0}%", 100.0 * gflops / peak) } else { "-".into() }
 }
 
-/// What the device's peaks allow, in microseconds, and what lies between kernels.
-fn device(out: &mut String, measured: &Measurement, peak: DevicePeak, kernels: f64, wall: f64) {
+/// What the device's peaks allow, and where a tile's time goes.
+fn device(out: &mut String, measured: &Measurement, peak: DevicePeak) {
     let bound: f64 = measured
         .operators
         .iter()
@@ -78,21 +78,27 @@ fn device(out: &mut String, measured: &Measurement, peak: DevicePeak, kernels: f
             arithmetic.max(1e-3 * bytes as f64 / peak.gbytes)
         })
         .sum();
+    let Some(shares) = measured.shares else { return };
+    let outside = shares.tile_us - shares.dispatches_us;
     let _ = writeln!(
         out,
-        "\na tile in a full batch: kernels {:.2} ms (the peaks allow {:.2}), outside of kernels {:.1}% of {:.2} \
-         ms",
-        kernels / 1e3,
+        "\na tile in a full batch: {:.2} ms, of which the device spends {:.2} on dispatches and {:.1}% elsewhere; \
+         kernels one by one {:.2} (the peaks allow {:.2}); beside the device, {:.2} for handing over images and \
+         commands and {:.2} for reading results",
+        shares.tile_us / 1e3,
+        shares.dispatches_us / 1e3,
+        100.0 * (outside / shares.tile_us).max(0.0),
+        shares.kernels_us / 1e3,
         bound / 1e3,
-        100.0 * (1.0 - kernels / wall).max(0.0),
-        wall / 1e3
+        shares.submitting_us / 1e3,
+        shares.reading_us / 1e3,
     );
 }
 
 fn operators(out: &mut String, measured: &Measurement) {
     let total: f64 = measured.operators.iter().map(|op| op.microseconds).sum();
-    if let (Some(peak), Some(tiles)) = (measured.device, &measured.throughput) {
-        device(out, measured, peak, total, 1e6 / tiles.per_second);
+    if let Some(peak) = measured.device {
+        device(out, measured, peak);
     }
     let bytes = &measured.operator_bytes;
     let moved = |k: usize, microseconds: f64| match bytes.get(k) {

@@ -138,9 +138,8 @@ impl Table {
 #[derive(Debug)]
 pub(super) struct Ready {
     kernel: int8::Conv2d,
-    /// The same with the other digits of the weights.
-    digits: Vec<int8::Conv2d>,
-    /// What each digit's sums are multiplied with.
+    /// What the sums of each digit of the weights are multiplied with. Where there are several, the kernel's output
+    /// channels are those of the first digit, then those of the next.
     powers: Vec<f32>,
     sources: Vec<Source>,
     grid: Grid,
@@ -198,11 +197,17 @@ impl Ready {
             None => Finish::Reals { factors: products, bias: real },
         };
         let zero = conv.input.zero_point;
-        let kernel = int8::Conv2d::new(isa, &spec, zero, &conv.integers, exact.as_deref())?;
-        let digits =
-            conv.digits.iter().map(|digit| int8::Conv2d::new(isa, &spec, zero, digit, None));
-        let digits = digits.collect::<Result<_, _>>()?;
-        Ok(Self { kernel, digits, powers: conv.powers(), sources, grid: conv.input, finish })
+        let further = conv.digits.iter().flat_map(|digit| digit.iter());
+        let digits: Vec<i8> = conv.integers.iter().chain(further).copied().collect();
+        let powers = conv.powers();
+        let spec = ConvSpec { out_channels: geometry.outputs * powers.len(), ..spec };
+        let kernel = int8::Conv2d::new(isa, &spec, zero, &digits, exact.as_deref())?;
+        Ok(Self { kernel, powers, sources, grid: conv.input, finish })
+    }
+
+    /// Channels of the output.
+    fn channels(&self) -> usize {
+        self.kernel.spec().out_channels / self.powers.len()
     }
 
     /// Rows of the output.
@@ -223,9 +228,9 @@ impl Ready {
         let row = self.sources.iter().map(|source| source.dims[1] * source.dims[2]).max();
         let results = (self.group() * spec.out_width() * spec.out_channels).max(row.unwrap_or(0));
         let window = self.kernel.scratch_len(self.group());
-        let digit = if self.digits.is_empty() { 0 } else { results };
+        let digits = if self.powers.len() == 1 { 0 } else { results };
         [
-            self.kernel.sums_len() + digit,
+            self.kernel.sums_len() + digits,
             results,
             spec.source_len(&spec.sources[0]),
             results + window,
@@ -273,7 +278,7 @@ impl Ready {
                 &*map
             }
         };
-        let line = spec.out_width() * spec.out_channels;
+        let line = spec.out_width() * self.channels();
         for start in rows.clone().step_by(self.group()) {
             let part = start..(start + self.group()).min(rows.end);
             let values = part.len() * line;
@@ -326,19 +331,22 @@ impl Ready {
         sums: &mut [i32],
         rows: Range<usize>,
     ) {
-        if self.digits.is_empty() {
+        if self.powers.len() == 1 {
             let mut output = Output::Reals { to, factors };
             return self.kernel.run(source, &mut output, window, sums, rows);
         }
-        let (sums, digit) = sums.split_at_mut(self.kernel.sums_len());
-        let digit = &mut digit[..to.len()];
-        to.fill(0.0);
-        for (kernel, power) in [&self.kernel].into_iter().chain(&self.digits).zip(&self.powers) {
-            kernel.run(source, &mut Output::Sums(&mut *digit), window, sums, rows.clone());
-            to.iter_mut().zip(&*digit).for_each(|(to, sum)| *to += *sum as f32 * power);
-        }
-        for pixel in to.chunks_exact_mut(factors.len()) {
-            pixel.iter_mut().zip(factors).for_each(|(to, factor)| *to *= factor);
+        let (sums, digits) = sums.split_at_mut(self.kernel.sums_len());
+        let digits = &mut digits[..to.len() * self.powers.len()];
+        self.kernel.run(source, &mut Output::Sums(&mut *digits), window, sums, rows);
+        let channels = factors.len();
+        for (to, sums) in
+            to.chunks_exact_mut(channels).zip(digits.chunks_exact(channels * self.powers.len()))
+        {
+            to.fill(0.0);
+            for (sums, power) in sums.chunks_exact(channels).zip(&self.powers) {
+                to.iter_mut().zip(sums).for_each(|(to, sum)| *to += *sum as f32 * power);
+            }
+            to.iter_mut().zip(factors).for_each(|(to, factor)| *to *= factor);
         }
     }
 

@@ -115,7 +115,7 @@ impl<'a> Prepare<'a> {
         let source = source.with_context(|| format!("{} reads nothing", op.name))?;
         let (mut unit, mut alone) = (1, false);
         let (work, parts) = match op.core {
-            Core::Image { ref affine, block, ones } => {
+            Core::Image { ref affine, block, constant } => {
                 let dst = stored(&op, 0)?;
                 let [height, width, channels] = match &self.graph.buffers[source].layout {
                     // An image as the graph takes it, or any other bytes.
@@ -127,7 +127,7 @@ impl<'a> Prepare<'a> {
                     None => (vec![1.0; channels], vec![0.0; channels]),
                 };
                 let kernel = kernels::ImageInput::new(
-                    self.isa, height, width, channels, block, ones, &scale, &offset,
+                    self.isa, height, width, channels, block, constant, &scale, &offset,
                 )
                 .map_err(kernel_error)?;
                 let rows = kernel.out_shape()[0];

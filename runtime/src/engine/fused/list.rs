@@ -91,14 +91,14 @@ pub enum Layout {
 #[derive(Debug, Clone)]
 pub enum Core {
     /// uint8 pixels `[height, width, channels]` as float, blocks of `block` x `block` pixels gathered
-    /// into channels (row in block, column in block, channel), then a channel of ones.
+    /// into channels (row in block, column in block, channel), then a channel of one value.
     Image {
         /// Factor and offset for each image channel.
         affine: Option<(Channels, Channels)>,
         /// Side of the block; 1 leaves pixels where they are.
         block: usize,
-        /// Append a channel of ones.
-        ones: bool,
+        /// Value of a channel that is appended, if one is: 1 as files have it.
+        constant: Option<f32>,
     },
     /// Convolution over the channels of all inputs.
     Conv(Conv),
@@ -163,7 +163,8 @@ pub const BASE: i32 = 128;
 /// rounded to a [`Grid`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct IntegerConv {
-    /// The same convolution of reals; padding is the real 0.
+    /// The same convolution of reals; padding is the real 0. Its weights are those of the file, before they
+    /// were fitted to a changed [constant](Core::Image).
     pub conv: Conv,
     /// The weights as integers, in the same order.
     pub integers: Arc<[i8]>,

@@ -45,55 +45,69 @@ pub(super) fn quantise(graph: &mut FusedGraph) {
     }
 }
 
-/// In a quantised graph, convolutions of an image's own bytes become integer ones too, with as many digits as their
-/// weights need: their sums are then the same in every order.
+/// Value of the channel that is appended to an image's bytes, where those are summed as integers: beside weights as
+/// much smaller, few digits are enough.
+const CONSTANT: f32 = 255.0;
+
+/// In a quantised graph, convolutions of an image's own bytes become integer ones too, of weights of two digits: their
+/// sums are then the same in every order.
 fn of_pixels(graph: &mut FusedGraph) {
-    let bytes: Vec<BufferId> = graph
-        .ops
-        .iter()
-        .filter_map(|op| match (&op.core, &op.steps[..]) {
-            (Core::Image { affine: None, .. }, [Step::Store(id)]) => Some(*id),
-            _ => None,
-        })
-        .collect();
-    for op in &mut graph.ops {
-        let Core::Conv(conv) = &op.core else { continue };
+    for maker in 0..graph.ops.len() {
+        let op = &graph.ops[maker];
+        let (Core::Image { affine: None, constant, .. }, &[Step::Store(map)]) =
+            (&op.core, &op.steps[..])
+        else {
+            continue;
+        };
+        let (constant, has_constant) = (*constant, *constant == Some(1.0));
+        let mut readers =
+            (0..graph.ops.len()).filter(|&k| graph.ops[k].reads().any(|id| id == map));
+        let (Some(reader), None) = (readers.next(), readers.next()) else { continue };
+        let reader = &mut graph.ops[reader];
+        let Core::Conv(conv) = &reader.core else { continue };
+        if conv.groups != 1
+            || reader.inputs != [Input { buffer: map, upsample: 1 }]
+            || (constant.is_some() && !has_constant)
+        {
+            continue;
+        }
+        let mut weights = conv.weights.values().to_vec();
+        let taps = conv.kernel[0] * conv.kernel[1];
+        if has_constant {
+            for row in weights.chunks_exact_mut(conv.channels * taps) {
+                let last = row.len() - taps;
+                row[last..].iter_mut().for_each(|weight| *weight /= CONSTANT);
+            }
+        }
+        let (integers, digit, scales) = digits(&weights, conv.outputs);
         let input = Grid { scale: 1.0, zero_point: 0 };
-        if conv.groups == 1 && op.inputs.iter().all(|input| bytes.contains(&input.buffer)) {
-            let (integers, digits, scales) = digits(conv);
-            let conv = conv.clone();
-            op.core = Core::IntegerConv(IntegerConv { conv, integers, digits, scales, input });
+        let conv = conv.clone();
+        reader.core =
+            Core::IntegerConv(IntegerConv { conv, integers, digits: vec![digit], scales, input });
+        if let Core::Image { constant: Some(value), .. } = &mut graph.ops[maker].core {
+            *value = CONSTANT;
         }
     }
 }
 
-/// The weights as integers of three digits, and one scale an output channel.
-fn digits(conv: &Conv) -> (Arc<[i8]>, Vec<Arc<[i8]>>, Arc<[f32]>) {
-    const COUNT: usize = 3;
-    let weights = conv.weights.values();
-    let row = (weights.len() / conv.outputs.max(1)).max(1);
-    // The first digit may be as large as any weight.
-    let largest = LARGEST * BASE * BASE;
-    let mut digits = [const { vec![] }; COUNT];
+/// Weights as integers of two digits, and one scale an output channel.
+fn digits(weights: &[f32], outputs: usize) -> (Arc<[i8]>, Arc<[i8]>, Arc<[f32]>) {
+    let row = (weights.len() / outputs.max(1)).max(1);
+    let (mut first, mut second) = (vec![], vec![]);
     let mut scales = vec![];
     for row in weights.chunks_exact(row) {
         let peak = row.iter().fold(0.0f32, |peak, weight| peak.max(weight.abs()));
-        let scale = if peak == 0.0 { 1.0 } else { peak / largest as f32 };
+        // The first digit may be as large as any weight.
+        let scale = if peak == 0.0 { 1.0 } else { peak / (LARGEST * BASE) as f32 };
         for weight in row {
-            let mut integer = (f64::from(*weight) / f64::from(scale)).round_ties_even() as i32;
-            for (k, digits) in digits.iter_mut().enumerate().rev() {
-                let digit = match k {
-                    0 => integer,
-                    _ => (integer + BASE / 2).rem_euclid(BASE) - BASE / 2,
-                };
-                digits.push(digit as i8);
-                integer = (integer - digit) / BASE;
-            }
+            let integer = (f64::from(*weight) / f64::from(scale)).round_ties_even() as i32;
+            let last = (integer + BASE / 2).rem_euclid(BASE) - BASE / 2;
+            second.push(last as i8);
+            first.push(((integer - last) / BASE) as i8);
         }
         scales.push(scale);
     }
-    let [first, rest @ ..] = digits.map(Arc::from);
-    (first, rest.into(), scales.into())
+    (first.into(), second.into(), scales.into())
 }
 
 /// The values that each buffer's elements are one of, where its makers say so.
@@ -197,8 +211,6 @@ impl IntegerConv {
 
 #[cfg(test)]
 mod tests {
-    use tract_onnx::prelude::Tensor;
-
     use super::*;
 
     #[test]
@@ -213,24 +225,11 @@ mod tests {
     #[test]
     fn digits_are_the_weights() {
         let values: Vec<f32> = (0..200).map(|k| ((k * k) as f32 * 0.37).sin() * 1e-3).collect();
-        let tensor = Tensor::from_shape(&[2, 4, 5, 5], &values).unwrap();
-        let conv = Conv {
-            weights: Weights::new(tensor.into()).unwrap(),
-            channels: 4,
-            outputs: 2,
-            kernel: [5; 2],
-            stride: [1; 2],
-            dilation: [1; 2],
-            padding: Padding::default(),
-            groups: 1,
-        };
-        let (first, rest, scales) = digits(&conv);
+        let (first, second, scales) = digits(&values, 2);
         for (k, value) in values.iter().enumerate() {
-            let integer = rest
-                .iter()
-                .fold(i32::from(first[k]), |sum, digits| sum * BASE + i32::from(digits[k]));
-            let real = f64::from(integer) * f64::from(scales[k / 100]);
-            assert!((real - f64::from(*value)).abs() <= 0.51 * f64::from(scales[k / 100]), "{k}");
+            let integer = i32::from(first[k]) * BASE + i32::from(second[k]);
+            let scale = f64::from(scales[k / 100]);
+            assert!((f64::from(integer) * scale - f64::from(*value)).abs() <= 0.51 * scale, "{k}");
         }
     }
 

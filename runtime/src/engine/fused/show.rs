@@ -105,7 +105,7 @@ impl fmt::Display for Activation {
 impl fmt::Display for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Image { affine, block, ones } => {
+            Self::Image { affine, block, constant } => {
                 write!(f, "image")?;
                 if *block > 1 {
                     write!(f, " blocks {block}")?;
@@ -113,7 +113,11 @@ impl fmt::Display for Core {
                 if affine.is_some() {
                     write!(f, " affine")?;
                 }
-                if *ones { write!(f, " ones") } else { Ok(()) }
+                match constant {
+                    Some(1.0) => write!(f, " ones"),
+                    Some(value) => write!(f, " and {value}"),
+                    None => Ok(()),
+                }
             }
             Self::Conv(conv) => {
                 let [kh, kw] = conv.kernel;

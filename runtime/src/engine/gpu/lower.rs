@@ -45,14 +45,14 @@ impl Context<'_> {
         let up = op.inputs[0].upsample;
         let (height, width) = (first.height * up, first.width * up);
         Ok(match &op.core {
-            Core::Image { block, ones, .. } => {
+            Core::Image { block, constant, .. } => {
                 if *block == 0 || !height.is_multiple_of(*block) || !width.is_multiple_of(*block) {
                     return refuse(format!("{height}x{width} pixels in blocks of {block}"));
                 }
                 Frame {
                     height: height / block,
                     width: width / block,
-                    channels: first.channels * block * block + usize::from(*ones),
+                    channels: first.channels * block * block + usize::from(constant.is_some()),
                 }
             }
             Core::Pool(pool) => Frame {
@@ -94,9 +94,9 @@ impl Context<'_> {
     /// What there is no shader for, or what contradicts itself.
     pub(super) fn lower(&self, op: &FusedOp) -> Lowered<Vec<Kernel>> {
         match &op.core {
-            Core::Image { affine, block, .. } => {
-                self.image(op, affine.as_ref(), *block).map(|kernel| vec![kernel])
-            }
+            Core::Image { affine, block, constant } => self
+                .image(op, affine.as_ref(), *block, constant.unwrap_or_default())
+                .map(|kernel| vec![kernel]),
             Core::Conv(conv) => conv::lower(self, op, conv),
             Core::IntegerConv(conv) => integer::lower(self, op, conv),
             Core::Dense(dense) => self.dense(op, dense).map(|kernel| vec![kernel]),

@@ -42,7 +42,9 @@ use self::program::Program;
 use self::resident::{Resident, SLOTS};
 use self::tune::Choices;
 use self::worker::Desk;
-use super::{DevicePeak, Engine, OperatorTime, Options, Session, expect_bytes, fused};
+use super::{
+    DevicePeak, DeviceShares, Engine, OperatorTime, Options, Session, expect_bytes, fused,
+};
 use crate::model::typed::{guarded, typed};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, pb::ModelProto};
@@ -186,6 +188,19 @@ impl Engine for GpuEngine {
 
     fn device_peak(&self) -> Result<Option<DevicePeak>> {
         peak::measure(&self.resident.device).map_err(failure)
+    }
+
+    fn device_shares(&self, image: &[u8], repetitions: usize) -> Result<Option<DeviceShares>> {
+        let repetitions = if self.resident.device.about.is_software() { 5 } else { repetitions };
+        let shares = self.resident.shares(image, repetitions).map_err(failure)?;
+        let times = self.resident.times(image, repetitions).map_err(failure)?;
+        Ok(shares.zip(times).map(|(shares, times)| DeviceShares {
+            tile_us: shares.wall,
+            dispatches_us: shares.pass,
+            kernels_us: times.iter().sum(),
+            submitting_us: shares.submitting,
+            reading_us: shares.reading,
+        }))
     }
 
     fn operator_bytes(&self) -> Vec<u64> {

@@ -13,6 +13,7 @@ impl Context<'_> {
         op: &FusedOp,
         affine: Option<&(Channels, Channels)>,
         block: usize,
+        constant: f32,
     ) -> Lowered<Kernel> {
         let mut writer = self.writer();
         let (source, frame) = (*self.first(op)?, self.frame(op)?);
@@ -23,6 +24,7 @@ impl Context<'_> {
         let (width, channels) = (writer.number(source.width), writer.number(source.channels));
         let (by, out_width) = (writer.number(block), writer.number(frame.width));
         let last = writer.number(source.channels * block * block);
+        let constant = writer.real(constant);
         let value = match affine {
             None => "f32(byte)".to_owned(),
             Some((scale, offset)) => {
@@ -48,8 +50,8 @@ impl Context<'_> {
   for (var lane = 0u; lane < 4u; lane++) {{
     let c = 4u * c4 + lane;
     if (c > {last}) {{ break; }}
-    // The channel of ones; what there is not is cut off by the store.
-    if (c == {last}) {{ v[lane] = 1.0; continue; }}
+    // The channel of one value; what there is not is cut off by the store.
+    if (c == {last}) {{ v[lane] = {constant}; continue; }}
     let colour = c % {channels};
     let inner = c / {channels};
     let y = pixel / {out_width} * {by} + inner / {by};

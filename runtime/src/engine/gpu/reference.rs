@@ -36,15 +36,23 @@ pub(super) fn run(graph: &FusedGraph, image: &[u8]) -> Vec<f32> {
     let mut maps = vec![Values::default(); graph.buffers.len()];
     for op in &graph.ops {
         let values = match &op.core {
-            Core::Image { affine, block, ones } => {
+            Core::Image { affine, block, constant } => {
                 let [h, w, c] = super::map::dims(&graph.buffers[op.inputs[0].buffer]);
                 let (scale, offset) = match affine {
                     Some((scale, offset)) => (scale.to_vec(c), offset.to_vec(c)),
                     None => (vec![1.0; c], vec![0.0; c]),
                 };
-                let kernel =
-                    kernels::ImageInput::new(Isa::Scalar, h, w, c, *block, *ones, &scale, &offset)
-                        .unwrap();
+                let kernel = kernels::ImageInput::new(
+                    Isa::Scalar,
+                    h,
+                    w,
+                    c,
+                    *block,
+                    *constant,
+                    &scale,
+                    &offset,
+                )
+                .unwrap();
                 let mut out = Values::new(kernel.out_shape());
                 kernel.run(image, &mut out.values, 0..out.dims[0]);
                 out

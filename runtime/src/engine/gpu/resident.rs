@@ -1,7 +1,7 @@
 //! A program on a device: pipelines, buffers and bind groups, made once; and running a batch.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tract_onnx::tract_core::internal::f16;
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
@@ -28,7 +28,9 @@ pub(super) struct Resident {
     #[cfg_attr(not(test), expect(dead_code, reason = "tests look into it"))]
     pub(super) words: wgpu::Buffer,
     images: wgpu::Buffer,
-    /// Where results are read from, one for each batch under way.
+    /// Where images are handed over, one for each batch under way; open to this side while none is.
+    uploads: [wgpu::Buffer; SLOTS],
+    /// Where results are read from, likewise.
     results: [wgpu::Buffer; SLOTS],
     /// Held while images are uploaded and the batch that reads them is submitted.
     pub(super) submitting: Mutex<()>,
@@ -73,7 +75,7 @@ impl Resident {
             ));
         }
         device.scoped("loading the model", || Self::make(&device, &program, batch)).map(|parts| {
-            let Parts { pipelines, bindings, arena, words, images, results } = parts;
+            let Parts { pipelines, bindings, arena, words, images, uploads, results } = parts;
             let submitting = Mutex::default();
             Self {
                 device,
@@ -84,6 +86,7 @@ impl Resident {
                 arena,
                 words,
                 images,
+                uploads,
                 results,
                 submitting,
             }
@@ -136,6 +139,14 @@ impl Resident {
         let arena = buffer("maps", batch * program.arena_bytes(), read);
         let images = buffer("images", batch * program.image[1] * 4, storage | copied);
         let words = buffer("words", batch * program.words * 4, read);
+        let uploads = std::array::from_fn(|_| {
+            gpu.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("uploads"),
+                size: (batch * program.image[1] * 4) as u64,
+                usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: true,
+            })
+        });
         let results = std::array::from_fn(|_| {
             let size = batch * result_bytes(program);
             buffer("results", size, copied | wgpu::BufferUsages::MAP_READ)
@@ -176,7 +187,7 @@ impl Resident {
                 })
             })
             .collect();
-        Parts { pipelines, bindings, arena, words, images, results }
+        Parts { pipelines, bindings, arena, words, images, uploads, results }
     }
 
     /// Submits `tiles` as a batch that leaves its results in `slot`, whose last batch was read.
@@ -186,38 +197,66 @@ impl Resident {
     pub(super) fn submit(&self, slot: usize, tiles: &[&[u8]]) -> Result<Flight, String> {
         self.device.check()?;
         let _alone = self.submitting.lock().unwrap_or_else(PoisonError::into_inner);
-        let flight = self.device.scoped("submitting a batch", || {
-            self.upload(tiles);
-            let mut encoder = self.device.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                for (dispatch, binding) in self.program.dispatches.iter().zip(&self.bindings) {
-                    self.encode(&mut pass, dispatch, binding, tiles.len());
-                }
+        self.device.scoped("submitting a batch", || {
+            let encoder = self.record(slot, tiles, None)?;
+            Ok(self.send(slot, tiles.len(), encoder))
+        })?
+    }
+
+    /// The commands of a batch; `timestamps` are written around its dispatches.
+    ///
+    /// # Errors
+    /// When the slot's last batch was not waited for, or the device is lost.
+    pub(super) fn record(
+        &self,
+        slot: usize,
+        tiles: &[&[u8]],
+        timestamps: Option<wgpu::ComputePassTimestampWrites>,
+    ) -> Result<wgpu::CommandEncoder, String> {
+        let padded = self.program.image[1] * 4;
+        let upload = &self.uploads[slot];
+        {
+            let mut open = upload.slice(..).get_mapped_range_mut().map_err(|error| {
+                format!("adapter {}: images cannot be handed over: {error}", self.device.about.name)
+            })?;
+            for (k, tile) in tiles.iter().enumerate() {
+                open.slice(k * padded..k * padded + tile.len()).copy_from_slice(tile);
             }
-            let (size, output) = (result_bytes(&self.program), self.program.output);
-            let element = self.program.arena_bytes() / self.program.arena;
-            for k in 0..tiles.len() {
-                let from = k * self.program.arena_bytes() + output.offset * element;
-                let to = (k * size) as u64;
-                encoder.copy_buffer_to_buffer(
-                    &self.arena,
-                    from as u64,
-                    &self.results[slot],
-                    to,
-                    size as u64,
-                );
-            }
-            let submission = self.device.queue.submit([encoder.finish()]);
-            let (sender, mapped) = mpsc::channel();
-            let size = (tiles.len() * size) as u64;
-            self.results[slot].slice(..size).map_async(wgpu::MapMode::Read, move |done| {
-                // Nobody waits any more where an earlier batch failed.
-                let _ = sender.send(done);
+        }
+        upload.unmap();
+        let mut encoder = self.device.device.create_command_encoder(&Default::default());
+        let bytes = (tiles.len() * padded) as u64;
+        encoder.copy_buffer_to_buffer(upload, 0, &self.images, 0, bytes);
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: timestamps,
             });
-            Flight { slot, tiles: tiles.len(), submission, mapped }
-        })?;
-        Ok(flight)
+            for (dispatch, binding) in self.program.dispatches.iter().zip(&self.bindings) {
+                self.encode(&mut pass, dispatch, binding, tiles.len());
+            }
+        }
+        let (size, output) = (result_bytes(&self.program), self.program.output);
+        let element = self.program.arena_bytes() / self.program.arena;
+        for k in 0..tiles.len() {
+            let from = (k * self.program.arena_bytes() + output.offset * element) as u64;
+            let (results, to) = (&self.results[slot], (k * size) as u64);
+            encoder.copy_buffer_to_buffer(&self.arena, from, results, to, size as u64);
+        }
+        Ok(encoder)
+    }
+
+    /// Hands the commands of a batch of `tiles` tiles in `slot` to the device.
+    pub(super) fn send(&self, slot: usize, tiles: usize, encoder: wgpu::CommandEncoder) -> Flight {
+        let submission = self.device.queue.submit([encoder.finish()]);
+        let (sender, mapped) = mpsc::channel();
+        let size = (tiles * result_bytes(&self.program)) as u64;
+        self.results[slot].slice(..size).map_async(wgpu::MapMode::Read, move |done| {
+            // Nobody waits any more where an earlier batch failed.
+            let _ = sender.send(done);
+        });
+        self.uploads[slot].slice(..).map_async(wgpu::MapMode::Write, |_| {});
+        Flight { slot, tiles, submission, mapped }
     }
 
     /// Waits for a batch; every tile's predictions.
@@ -225,6 +264,15 @@ impl Resident {
     /// # Errors
     /// When the device fails or takes longer than `deadline`.
     pub(super) fn wait(&self, flight: Flight, deadline: Duration) -> Result<Vec<Vec<f32>>, String> {
+        self.collect(flight, deadline).map(|(values, _)| values)
+    }
+
+    /// The same, with the time that reading took.
+    pub(super) fn collect(
+        &self,
+        flight: Flight,
+        deadline: Duration,
+    ) -> Result<(Vec<Vec<f32>>, Duration), String> {
         let polled = self.device.device.poll(wgpu::PollType::Wait {
             submission_index: Some(flight.submission),
             timeout: Some(deadline),
@@ -239,6 +287,7 @@ impl Resident {
             ),
             error => format!("adapter {name}: {error}"),
         })?;
+        let start = Instant::now();
         match flight.mapped.recv_timeout(deadline) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(format!("adapter {name}: {error}")),
@@ -253,7 +302,7 @@ impl Resident {
         };
         self.results[flight.slot].unmap();
         self.device.check()?;
-        Ok(values)
+        Ok((values, start.elapsed()))
     }
 
     /// One tile's predictions from its bytes: the channels of each pixel.
@@ -307,6 +356,7 @@ struct Parts {
     arena: wgpu::Buffer,
     words: wgpu::Buffer,
     images: wgpu::Buffer,
+    uploads: [wgpu::Buffer; SLOTS],
     results: [wgpu::Buffer; SLOTS],
 }
 

@@ -199,7 +199,8 @@ impl Lower<'_> {
                 Some((scale.unwrap_or(Channels::One(1.0)), offset.unwrap_or(Channels::One(0.0))))
             }
         };
-        let core = Core::Image { affine, block: pixels.block, ones: pixels.ones };
+        let core =
+            Core::Image { affine, block: pixels.block, constant: pixels.ones.then_some(1.0) };
         let name = self.graph.values[id].name.clone();
         let input = Input { buffer: pixels.image, upsample: 1 };
         self.push(name, core, vec![input], id);

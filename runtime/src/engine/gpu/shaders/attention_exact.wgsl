@@ -41,7 +41,7 @@ fn main(
       sum[d] = exact(sum[d] + exact(share * exact(element(place + heads4 + d) * f)));
     }
   }
-  let over = reciprocal_exact(total);
+  let over = quotient_exact(V(1.0), total);
   for (var d = 0u; d < $D4u; d++) { finish(exact(over * sum[d]), pixel, head * $D4u + d); }
 }
 

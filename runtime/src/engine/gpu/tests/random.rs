@@ -95,7 +95,11 @@ impl Build {
         let map = self.map([h / block, w / block, channels]);
         let scale = Channels::Each((0..c).map(|_| self.random.real() / 64.0).collect());
         let affine = Some((scale, Channels::One(-0.5)));
-        self.op(Core::Image { affine, block, ones }, &[(image, 1)], vec![Step::Store(map)]);
+        self.op(
+            Core::Image { affine, block, constant: ones.then_some(1.0) },
+            &[(image, 1)],
+            vec![Step::Store(map)],
+        );
         map
     }
 
