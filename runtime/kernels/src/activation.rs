@@ -8,6 +8,10 @@ pub enum Activation {
     Silu,
     /// `1 / (1 + exp(-x))`.
     Sigmoid,
+    /// [`Activation::Silu`] with the same bits on every instruction set, more slowly.
+    ExactSilu,
+    /// [`Activation::Sigmoid`] likewise.
+    ExactSigmoid,
     /// `max(x, 0)`.
     Relu,
     /// `min(max(x, low), high)`; ReLU6 is `Clip { low: 0.0, high: 6.0 }`.
@@ -20,13 +24,22 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The same, with the same bits on every instruction set.
+    pub fn exact(self) -> Self {
+        match self {
+            Self::Silu => Self::ExactSilu,
+            Self::Sigmoid => Self::ExactSigmoid,
+            other => other,
+        }
+    }
+
     /// The reference value.
     pub fn apply(self, x: f32) -> f32 {
         match self {
             Self::None => x,
-            Self::Silu if x == f32::NEG_INFINITY => 0.0,
-            Self::Silu => x / (1.0 + (-x).exp()),
-            Self::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Self::Silu | Self::ExactSilu if x == f32::NEG_INFINITY => 0.0,
+            Self::Silu | Self::ExactSilu => x / (1.0 + (-x).exp()),
+            Self::Sigmoid | Self::ExactSigmoid => 1.0 / (1.0 + (-x).exp()),
             Self::Relu => clip(x, 0.0, f32::INFINITY),
             Self::Clip { low, high } => clip(x, low, high),
         }

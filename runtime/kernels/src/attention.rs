@@ -335,7 +335,8 @@ impl Kernel for Call<'_> {
                     }
                     let highest = S::splat(S::largest(highest));
                     for t in (0..vectors).step_by(S::LANES) {
-                        let e = math::exp::<S>(S::sub(S::load(scores.add(t)), highest));
+                        let e =
+                            math::exp::<S>(S::sub(S::load(scores.add(t)), highest), op.in_order);
                         S::store(scores.add(t), e);
                     }
                     *share = self.share::<S>(scores, vectors);

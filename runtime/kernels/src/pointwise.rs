@@ -96,7 +96,7 @@ impl<F: Fn(usize) -> *const f32> Kernel for Map<F> {
                     v = S::mul(v, S::load_first(self.scale.add(c), n));
                 }
                 if self.silu {
-                    v = math::silu::<S>(v);
+                    v = math::silu::<S>(v, false);
                 }
                 self.finish.vector::<S>(v, p * channels + c, n);
             }

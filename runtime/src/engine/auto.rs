@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{DevicePeak, Engine, OperatorTime, Options, Session, cpu};
+use super::{DevicePeak, DeviceShares, Engine, OperatorTime, Options, Session, cpu};
 use crate::Result;
 use crate::model::{Model, pb::ModelProto};
 
@@ -82,6 +82,10 @@ impl Engine for AutoEngine {
 
     fn device_peak(&self) -> Result<Option<DevicePeak>> {
         self.device.device_peak()
+    }
+
+    fn device_shares(&self, image: &[u8], repetitions: usize) -> Result<Option<DeviceShares>> {
+        self.device.device_shares(image, repetitions)
     }
 }
 

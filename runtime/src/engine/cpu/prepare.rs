@@ -334,6 +334,10 @@ impl<'a> Prepare<'a> {
         ensure!(found.used == op.steps.len(), "steps are left over in {}", self.graph.describe(op));
         let store = found.store.with_context(|| format!("{} stores nothing", op.name))?;
         let [_, width, channels] = self.dims(store);
+        let exact = |activation: kernels::Activation| match self.quantised {
+            true => activation.exact(),
+            false => activation,
+        };
         Ok(Out {
             width,
             channels,
@@ -343,11 +347,11 @@ impl<'a> Prepare<'a> {
                 enlarged: input.upsample == 2,
             }),
             norm: found.norm.map(|eps| PixelNorm { eps, gain: 1.0 }),
-            activation: found.activation,
+            activation: exact(found.activation),
             dst: self.place(store),
             second: found
                 .second
-                .map(|(factor, activation, id)| (factor, activation, self.place(id))),
+                .map(|(factor, activation, id)| (factor, exact(activation), self.place(id))),
         })
     }
 
@@ -407,6 +411,7 @@ impl<'a> Prepare<'a> {
             Step::Activate(activation) => PlainStep::Activate(*activation),
             Step::Store(id) => PlainStep::Store(self.place(*id)),
             Step::Pool => bail!("a mean over pixels out of place"),
+            Step::Load(_) => bail!("a value that is taken up again"),
         })
     }
 }

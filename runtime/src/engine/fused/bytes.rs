@@ -51,13 +51,17 @@ pub fn tables(steps: &[Step]) -> Option<Tables> {
     let (low, high) = limits.map_or((0, 255), |(low, high)| (grid.index(low), grid.index(high)));
     let held = |q: usize| (q as u8).max(low).min(high);
     let mut last: Box<[f32; 256]> = Box::new(std::array::from_fn(|q| grid.real(held(q))));
-    let mut stores = vec![];
+    let mut stores: Vec<(BufferId, Box<[f32; 256]>)> = vec![];
     for step in &steps[at..] {
         match step {
             Step::Activate(activation) => last.iter_mut().for_each(|x| *x = activation.apply(*x)),
             Step::Scale(Channels::One(factor)) => last.iter_mut().for_each(|x| *x *= factor),
             Step::Offset(Channels::One(offset)) => last.iter_mut().for_each(|x| *x += offset),
             Step::Store(buffer) => stores.push((*buffer, last.clone())),
+            Step::Load(buffer) => match stores.iter().find(|(id, _)| id == buffer) {
+                Some((_, table)) => last = table.clone(),
+                None => break,
+            },
             _ => break,
         }
         at += 1;

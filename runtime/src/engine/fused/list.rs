@@ -307,6 +307,8 @@ pub enum Step {
     Pool,
     /// Write to a buffer of the shape at this point.
     Store(BufferId),
+    /// Go on with the value that this operator wrote to a buffer.
+    Load(BufferId),
 }
 
 /// A function of one value.

@@ -65,6 +65,7 @@ impl FusedGraph {
             Step::Activate(activation) => activation.to_string(),
             Step::Pool => "mean over pixels".into(),
             Step::Store(id) => self.buffer(*id),
+            Step::Load(id) => name(*id),
         }
     }
 }

@@ -9,10 +9,11 @@
 use super::conv::{Geometry, frame};
 use super::lower::Context;
 use super::map::{Frame, Map};
-use super::pixelwise::threads;
-use super::shader::{Kernel, Weights, Writer, groups};
+use super::pixelwise::{norm, threads};
+use super::requantise::{append, digits, finish, looked_up, rounded, start};
+use super::shader::{Kernel, Weights, groups};
 use super::{Lowered, refuse};
-use crate::engine::fused::{Bias, FusedOp, Grid, IntegerConv, tables};
+use crate::engine::fused::{Bias, Core, FusedOp, Grid, Input, IntegerConv, Step, tables};
 
 /// Pixels a thread.
 const PIXELS: usize = 4;
@@ -29,6 +30,7 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &IntegerConv) -> Lowe
         return refuse("it reads something else than bytes of its grid");
     }
     let kernel = match (geometry.groups > 1, &sources[..]) {
+        (false, sources) if takes_norm(op) => normed(context, op, conv, sources, frame)?,
         (false, sources) => product(context, op, conv, sources, frame)?,
         (true, [source]) if op.inputs[0].upsample == 1 => {
             depthwise(context, op, conv, source, frame)?
@@ -38,182 +40,83 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &IntegerConv) -> Lowe
     Ok(vec![kernel])
 }
 
-/// What is added to the sums of `q - 128` for one digit of the weights: the zero point's share, and the bias where it
-/// is an integer.
-fn start(conv: &IntegerConv, digit: &[i8], bias: &Bias) -> Vec<i32> {
-    let row = digit.len() / conv.scales.len();
-    let zero = 128 - i32::from(conv.input.zero_point);
-    digit
-        .chunks_exact(row)
-        .enumerate()
-        .map(|(n, row)| {
-            let sum: i32 = row.iter().map(|&w| i32::from(w)).sum();
-            let bias = if let Bias::Integers(bias) = bias { bias[n] } else { 0 };
-            (zero * sum).wrapping_add(bias)
-        })
-        .collect()
+/// Whether a pixel norm among the steps of `op` is taken by the same threads: where a pixel's sums are few enough that
+/// each thread computes some pixel's own.
+pub(super) fn takes_norm(op: &FusedOp) -> bool {
+    let Core::IntegerConv(conv) = &op.core else { return false };
+    let norms = |step: &Step| matches!(step, Step::Norm { .. });
+    let simple = conv.conv.kernel == [1, 1] && conv.conv.groups == 1 && conv.digits.is_empty();
+    let bytes = tables(&op.steps).filter(|tables| tables.stores.is_empty());
+    simple
+        && conv.bias(&op.steps) != Bias::None
+        && !matches!(conv.bias(&op.steps), Bias::Reals(_))
+        && bytes.is_some_and(|tables| op.steps[tables.used..].iter().any(norms))
 }
 
-/// The digits of the weights.
-fn digits(conv: &IntegerConv) -> Vec<&[i8]> {
-    [&conv.integers].into_iter().chain(&conv.digits).map(|digit| &digit[..]).collect()
-}
-
-/// Appends `words` to `to` where an element begins; the number of the first element.
-fn append(writer: &mut Writer, to: &mut Vec<u32>, words: impl Iterator<Item = u32>) -> String {
-    let first = writer.number(to.len() / 4);
-    to.extend(words);
-    to.resize(to.len().next_multiple_of(4), 0);
-    first
-}
-
-/// A function `finish_sum(sum, pixel, c4)` that turns sums, as reals, into what is stored. What the sums of each digit
-/// begin with, and tables of bytes, go behind the weights in `words`; the expressions of the former.
-fn finish(
-    writer: &mut Writer,
-    op: &FusedOp,
-    conv: &IntegerConv,
-    frame: Frame,
-    words: &mut Vec<u32>,
-) -> Lowered<Vec<String>> {
-    let bias = conv.bias(&op.steps);
-    let mut begin = vec![];
-    for digit in digits(conv) {
-        let sums = start(conv, digit, &bias);
-        let first = append(writer, words, sums.into_iter().map(|sum| sum as u32));
-        begin.push(format!("bitcast<vec4<i32>>(weights[{first} + c4])"));
-    }
-    let real = |writer: &mut Writer| {
-        let products = writer.constants(conv.products().into_iter());
-        let value = format!("exact(sum * factors[{products} + c4])");
-        match &bias {
-            Bias::Reals(bias) => {
-                let bias = writer.constants(bias.iter().copied());
-                format!("({value} + factors[{bias} + c4])")
-            }
-            _ => value,
-        }
-    };
-    let text = match tables(&op.steps) {
-        Some(tables) => {
-            let number = match &bias {
-                Bias::None if !conv.digits.is_empty() => {
-                    let value = real(writer);
-                    writer.index(&value, tables.grid)
-                }
-                Bias::Reals(_) => {
-                    let value = real(writer);
-                    writer.index(&value, tables.grid)
-                }
-                _ => {
-                    let factors = writer.constants(conv.factors(tables.grid).into_iter());
-                    let zero = writer.real(f32::from(tables.grid.zero_point));
-                    format!(
-                        "clamp(round(sum * factors[{factors} + c4]) + {zero}, V(0.0), V(255.0))"
-                    )
-                }
-            };
-            let mut text = format!("  let q = vec4<u32>({number});\n");
-            for (id, table) in &tables.stores {
-                let map = *writer.map(*id);
-                let store = match map.grid {
-                    Some(grid) if map.frame() == frame => {
-                        let word = byte_word(writer, table, tables.grid, grid, map, words);
-                        writer.store_word(&map, &word)
-                    }
-                    _ => {
-                        let value = looked_up(writer, table, tables.grid);
-                        format!("let v = {value};\n    {}", writer.store(*id, frame)?)
-                    }
-                };
-                text.push_str(&format!("  {{\n    {store}\n  }}\n"));
-            }
-            let rest = &op.steps[tables.used..];
-            if !rest.is_empty() {
-                let value = looked_up(writer, &tables.last, tables.grid);
-                writer.steps("finish_reals", rest, frame)?;
-                text.push_str(&format!("  finish_reals({value}, pixel, c4);\n"));
-            }
-            text
-        }
-        None => {
-            let value = real(writer);
-            // The bias is in the value already.
-            let steps = &op.steps[usize::from(bias != Bias::None)..];
-            writer.steps("finish_reals", steps, frame)?;
-            format!("  finish_reals({value}, pixel, c4);\n")
-        }
-    };
-    writer.function(&format!("fn finish_sum(sum: V, pixel: u32, c4: u32) {{\n{text}}}"));
-    Ok(begin)
-}
-
-/// Expression for what the numbers `q` of grid `own` become in `table`.
-fn looked_up(writer: &mut Writer, table: &[f32; 256], own: Grid) -> String {
-    if (0..=255).all(|q| table[usize::from(q)] == own.real(q)) {
-        let (zero, scale) = (writer.real(f32::from(own.zero_point)), writer.real(own.scale));
-        return format!("exact((V(q) - {zero}) * {scale})");
-    }
-    let first = writer.constants(table.iter().copied());
-    let lane = |x| format!("factors[{first} + q.{x} / 4u][q.{x} % 4u]");
-    format!("V({})", ["x", "y", "z", "w"].map(lane).join(", "))
-}
-
-/// Expression for the word that the numbers `q` of grid `own` become in a map of `grid`, by `table`.
-fn byte_word(
-    writer: &mut Writer,
-    table: &[f32; 256],
-    own: Grid,
-    grid: Grid,
-    map: Map,
-    words: &mut Vec<u32>,
-) -> String {
-    let bytes: [u8; 256] = std::array::from_fn(|q| grid.index(table[q]));
-    let plain = bytes.iter().enumerate().all(|(q, byte)| q == usize::from(*byte));
-    let held = (0..=255u8).all(|q| bytes[usize::from(q)] == q.max(bytes[0]).min(bytes[255]));
-    let mut value = if plain {
-        "vec4<i32>(q)".to_owned()
-    } else if own == grid && held {
-        let [low, high] = [bytes[0], bytes[255]].map(|q| writer.number(usize::from(q)));
-        format!("vec4<i32>(clamp(q, vec4<u32>({low}), vec4<u32>({high})))")
-    } else {
-        let table = bytes
-            .chunks_exact(4)
-            .map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]]));
-        let first = append(writer, words, table);
-        let lane = |x| {
-            format!(
-                "extractBits(weights[{first} + q.{x} / 16u][q.{x} / 4u % 4u], 8u * (q.{x} % 4u), 8u)"
-            )
-        };
-        format!("vec4<i32>(vec4<u32>({}))", ["x", "y", "z", "w"].map(lane).join(", "))
-    };
-    if !map.channels.is_multiple_of(4) {
-        let (zero, channels) =
-            (writer.number(usize::from(grid.zero_point)), writer.number(map.channels));
-        value = format!("select(vec4<i32>(i32({zero})), {value}, is_channel(c4, {channels}))");
-    }
-    format!("pack4xI8({value} - 128)")
-}
-
-fn product(
+/// A 1x1 convolution, rounded, then a pixel norm and what follows it.
+fn normed(
     context: &Context,
     op: &FusedOp,
     conv: &IntegerConv,
     sources: &[&Map],
     frame: Frame,
 ) -> Lowered<Kernel> {
+    let Some(tables) = tables(&op.steps) else { return refuse("its sums are not rounded") };
     let mut writer = context.writer();
     let size = [sources[0].height, sources[0].width].map(|size| size * op.inputs[0].upsample);
-    let n4 = frame.c4();
+    let n4 = writer.number(frame.c4());
+    let mut weights = packed(conv, sources, frame.c4(), 1).concat();
+    let sums = start(conv, &conv.integers, &conv.bias(&op.steps));
+    let begin = append(&mut writer, &mut weights, sums.into_iter().map(|sum| sum as u32));
+    let geometry = Geometry::new(&mut writer, size, frame.width, &conv.conv);
+    let rows = rows(op, sources);
+    let (first, count) = (writer.rows(&rows), writer.number(rows.len()));
+    let number = rounded(&mut writer, conv, tables.grid);
+    let value = looked_up(&mut writer, &tables.last, tables.grid);
+    let zero = writer.word(word([zero(conv.input); 4]));
+    writer.function(&format!(
+        "fn core(pixel: u32, c4: u32) -> V {{
+  let ky = 0;
+  let kx = 0;
+{}  var sums = bitcast<vec4<i32>>(weights[{begin} + c4]);
+  var k = c4;
+  for (var s = 0u; s < {count}; s++) {{
+    let source = params[{first}u + s];
+{}    for (var c = 0u; c < source.y; c++) {{
+      let a = select({zero}, words[at0 + c], in0);
+      let w = weights[k];
+      k += {n4};
+      sums += vec4<i32>(
+        dot4I8Packed(a, w.x), dot4I8Packed(a, w.y), dot4I8Packed(a, w.z), dot4I8Packed(a, w.w),
+      );
+    }}
+  }}
+  let sum = V(sums);
+  let q = vec4<u32>({number});
+  return {value};
+}}",
+        geometry.setup(0, "pixel"),
+        geometry.address(0, "").replace("base +", "words_base +")
+    ));
+    let rest = &op.steps[tables.used..];
+    norm(writer, "int8 conv, norm", rest, frame, Weights::Words(weights))
+}
+
+/// What the shaders read of each source: first word, words a pixel, width, shift of enlarging.
+fn rows(op: &FusedOp, sources: &[&Map]) -> Vec<[usize; 4]> {
+    let row = |(input, map): (&Input, &&Map)| {
+        [map.offset, map.c4(), map.width, input.upsample.trailing_zeros() as usize]
+    };
+    op.inputs.iter().zip(sources).map(row).collect()
+}
+
+/// Digit by digit, for each tap and four channels of a source: the words of four output channels.
+fn packed(conv: &IntegerConv, sources: &[&Map], n4: usize, taps: usize) -> Vec<Vec<u32>> {
     let k4: usize = sources.iter().map(|map| map.c4()).sum();
-    let (channels, taps) = (conv.conv.channels, conv.conv.kernel[0] * conv.conv.kernel[1]);
-    // Digit by digit, for each tap and four channels of a source: the words of four output channels.
-    let plane = taps * k4 * n4;
-    let digits = digits(conv);
-    let mut bytes = vec![[0i8; 4]; digits.len() * plane * 4];
-    for (digit, bytes) in digits.iter().zip(bytes.chunks_exact_mut(plane * 4)) {
-        for n in 0..frame.channels {
+    let channels = conv.conv.channels;
+    let pack = |digit: &&[i8]| {
+        let mut bytes = vec![[0i8; 4]; taps * k4 * n4 * 4];
+        for n in 0..conv.conv.outputs {
             let (mut channel, mut first) = (0, 0);
             for map in sources {
                 for c in 0..map.channels {
@@ -226,21 +129,29 @@ fn product(
                 first += map.c4();
             }
         }
-    }
-    let count = digits.len();
-    let mut weights: Vec<u32> = bytes.into_iter().map(word).collect();
+        bytes.into_iter().map(word).collect()
+    };
+    digits(conv).iter().map(pack).collect()
+}
+
+fn product(
+    context: &Context,
+    op: &FusedOp,
+    conv: &IntegerConv,
+    sources: &[&Map],
+    frame: Frame,
+) -> Lowered<Kernel> {
+    let mut writer = context.writer();
+    let size = [sources[0].height, sources[0].width].map(|size| size * op.inputs[0].upsample);
+    let n4 = frame.c4();
+    let planes = packed(conv, sources, n4, conv.conv.kernel[0] * conv.conv.kernel[1]);
+    let (count, plane) = (planes.len(), planes[0].len() / 4);
+    let mut weights = planes.concat();
     let begin = finish(&mut writer, op, conv, frame, &mut weights)?;
     let begin: Vec<String> = begin.iter().map(|begin| begin.replace("+ c4", "+ n4")).collect();
     let plane = writer.number(plane);
     let powers: Vec<String> = conv.powers().iter().map(|power| format!("{power:?}")).collect();
-    let rows: Vec<[usize; 4]> = op
-        .inputs
-        .iter()
-        .zip(sources)
-        .map(|(input, map)| {
-            [map.offset, map.c4(), map.width, input.upsample.trailing_zeros() as usize]
-        })
-        .collect();
+    let rows = rows(op, sources);
     let first = writer.rows(&rows);
     let geometry = Geometry::new(&mut writer, size, frame.width, &conv.conv);
     let pixels = writer.number(frame.pixels());

@@ -3,9 +3,10 @@
 
 use tract_onnx::prelude::Datum;
 
+use super::join::join;
 use super::map::dims;
 use super::shader::Abilities;
-use super::winograd;
+use super::{integer, winograd};
 use crate::engine::fused::{
     BufferId, BufferSpec, Core, FusedGraph, FusedOp, Input, IntegerConv, Layout, Step,
 };
@@ -13,6 +14,7 @@ use crate::engine::fused::{
 /// `graph` with operators that can be lowered one by one, for a device of these abilities. Buffers have
 /// no places yet.
 pub(super) fn legalise(mut graph: FusedGraph, abilities: Abilities) -> FusedGraph {
+    join(&mut graph);
     let ops = std::mem::take(&mut graph.ops);
     let mut legal = Legal { graph, name: String::new(), abilities };
     for op in ops {
@@ -55,6 +57,9 @@ impl Legal {
         let Some(at) = op.steps.iter().position(|step| matches!(step, Step::Norm { .. })) else {
             return self.lowered(op);
         };
+        if matches!(op.core, Core::Pool(_)) || integer::takes_norm(&op) {
+            return self.lowered(op);
+        }
         let rest = op.steps.split_off(at);
         let buffer = match op.steps.last() {
             Some(Step::Store(buffer)) => *buffer,

@@ -13,6 +13,7 @@ pub mod adapter;
 mod bytes;
 mod conv;
 mod integer;
+mod join;
 mod legalise;
 mod lower;
 mod map;
@@ -22,6 +23,7 @@ mod program;
 mod reduce;
 #[cfg(test)]
 mod reference;
+mod requantise;
 mod resident;
 mod shader;
 #[cfg(test)]

@@ -72,7 +72,7 @@ impl Context<'_> {
         let frame = self.frame(op)?;
         gather(&mut writer, &op.inputs, frame)?;
         if op.steps.iter().any(|step| matches!(step, Step::Norm { .. })) {
-            return norm(writer, &op.steps, frame);
+            return norm(writer, "norm", &op.steps, frame, Weights::default());
         }
         elementwise(writer, "map", &op.steps, frame)
     }
@@ -127,6 +127,9 @@ impl Context<'_> {
   return {end};
 }}"
         ));
+        if op.steps.iter().any(|step| matches!(step, Step::Norm { .. })) {
+            return norm(writer, "pool, norm", &op.steps, frame, Weights::default());
+        }
         elementwise(writer, "pool", &op.steps, frame)
     }
 
@@ -247,7 +250,13 @@ pub(super) fn threads(
 
 /// The same with pixel norms among the steps: four threads of a pixel share its sum of squares, which is so taken in
 /// the order of every engine.
-fn norm(mut writer: Writer, steps: &[Step], frame: Frame) -> Lowered<Kernel> {
+pub(super) fn norm(
+    mut writer: Writer,
+    kind: &'static str,
+    steps: &[Step],
+    frame: Frame,
+    weights: Weights,
+) -> Lowered<Kernel> {
     const LANES: usize = 4;
     let each = frame.c4().div_ceil(LANES);
     if each > 64 {
@@ -308,5 +317,5 @@ fn norm(mut writer: Writer, steps: &[Step], frame: Frame) -> Lowered<Kernel> {
     let holes = [("$PIXELS", writer.number(frame.pixels())), ("$BODY", body)];
     let template = include_str!("shaders/norm.wgsl");
     let groups = groups(frame.pixels(), 64 / LANES);
-    Ok(writer.finish("norm", template, &holes, Weights::default(), groups))
+    Ok(writer.finish(kind, template, &holes, weights, groups))
 }

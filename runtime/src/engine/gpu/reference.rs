@@ -295,6 +295,7 @@ fn finish(op: &FusedOp, steps: &[Step], mut v: Values, maps: &mut [Values]) {
             Step::Activate(a) => v.values.iter_mut().for_each(|v| *v = a.apply(*v)),
             Step::Pool => v = Values { dims: [1, 1, c], values: moments(&v)[0].clone() },
             Step::Store(id) => maps[*id] = v.clone(),
+            Step::Load(id) => v = maps[*id].clone(),
         }
     }
 }

@@ -179,11 +179,22 @@ impl<'a> Writer<'a> {
     pub(super) fn steps(&mut self, name: &str, steps: &[Step], frame: Frame) -> Lowered<()> {
         let mut text =
             format!("fn {name}(given: V, pixel: u32, c4: u32) -> V {{\n  var v = given;\n");
-        for step in steps {
+        for (k, step) in steps.iter().enumerate() {
             let line = self.step(step, frame)?;
             text.push_str("  ");
             text.push_str(&line);
             text.push('\n');
+            if let Step::Store(id) = step
+                && steps[k..].contains(&Step::Load(*id))
+            {
+                text.push_str(&format!("  let kept{k} = v;\n"));
+            }
+            if let Step::Load(id) = step {
+                match steps[..k].iter().rposition(|step| *step == Step::Store(*id)) {
+                    Some(stored) => text.push_str(&format!("  v = kept{stored};\n")),
+                    None => return refuse("a value is taken up that was not stored"),
+                }
+            }
         }
         text.push_str("  return v;\n}");
         self.function(&text);
@@ -206,6 +217,7 @@ impl<'a> Writer<'a> {
             }
             Step::Activate(activation) => format!("v = {};", self.activation(*activation)),
             Step::Store(id) => self.store(*id, frame)?,
+            Step::Load(_) => String::new(),
             Step::Norm { .. } | Step::Pool => return refuse(format!("{step:?} is out of place")),
         })
     }

@@ -16,6 +16,7 @@ use super::testing::adapter_or_skip;
 use super::tune;
 use super::worker::Desk;
 use crate::engine::fused;
+use crate::model::widen::{Rounding, widen};
 use crate::model::{OnnxFile, typed::typed};
 
 fn shipped() -> OnnxFile {
@@ -49,17 +50,39 @@ fn validate(source: &str, abilities: Abilities) -> Result<(), String> {
     Ok(())
 }
 
+/// All shipped models.
+fn models() -> Vec<std::path::PathBuf> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let paths = std::fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "onnx")).collect()
+}
+
+/// With `DIFFBULK_SHADERS` they are left in that directory, for `translate-shaders`.
 #[test]
-fn every_shader_of_the_shipped_model_is_valid_for_every_set_of_features() {
-    let graph = fused::fuse(typed(shipped().proto(), &[1, 224, 224, 3]).unwrap()).unwrap();
-    for abilities in all_abilities() {
-        let program = Program::new(graph.clone(), abilities, &Default::default()).unwrap();
-        for source in &program.sources {
-            if let Err(problem) = validate(source, abilities) {
-                panic!("{abilities:?}\n{problem}\n{source}");
+fn every_shader_of_the_shipped_models_is_valid_for_every_set_of_features() {
+    let directory = std::env::var_os("DIFFBULK_SHADERS").map(std::path::PathBuf::from);
+    let mut seen = std::collections::HashSet::new();
+    for path in models() {
+        let file = OnnxFile::open(&path).unwrap();
+        let proto = widen(file.proto(), Rounding::Left);
+        let graph = fused::fuse(typed(&proto, &[1, 224, 224, 3]).unwrap()).unwrap();
+        for abilities in all_abilities() {
+            let program = Program::new(graph.clone(), abilities, &Default::default()).unwrap();
+            for source in program.sources {
+                if !seen.insert(source.clone()) {
+                    continue;
+                }
+                if let Err(problem) = validate(&source, abilities) {
+                    panic!("{} {abilities:?}\n{problem}\n{source}", path.display());
+                }
+                if let Some(directory) = &directory {
+                    let path = directory.join(format!("{}.wgsl", seen.len()));
+                    std::fs::write(path, source).unwrap();
+                }
             }
         }
     }
+    assert!(seen.len() > 100, "{}", seen.len());
 }
 
 /// Largest difference over the largest expected value.
@@ -234,13 +257,8 @@ fn every_shipped_model_agrees_with_the_processor_on_real_tiles() {
     if !adapter_or_skip() {
         return;
     }
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
     let mut seen = 0;
-    for entry in std::fs::read_dir(models).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "onnx") {
-            continue;
-        }
+    for path in models() {
         let model = crate::model::Model::open(&path).unwrap();
         let precision = model.metadata().precision.clone();
         let oracle = if precision == "int8" { "cpu" } else { "tract" };

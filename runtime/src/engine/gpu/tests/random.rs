@@ -497,6 +497,34 @@ fn maps_with_norms_and_concatenations() {
 }
 
 #[test]
+fn functions_of_one_map_join_what_makes_it() {
+    let Some(bench) = Bench::open() else { return };
+    for seed in 120..124 {
+        let mut build = Build::new(seed);
+        let c = build.random.from(1, 12);
+        let image = build.image([7, 5, c]);
+        let source = build.source(image, 1, false);
+        let (conv, made) = geometry(&mut build, c, [7, 5], false);
+        let [first, second, third, all] =
+            [made, made, made, [made[0], made[1], 3 * made[2]]].map(|dims| build.map(dims));
+        let silu = Step::Activate(Activation::Silu);
+        let clip = Step::Activate(Activation::Clip { low: -0.2, high: 0.3 });
+        let scale = Step::Scale(Channels::One(1.5));
+        // The second is made of the first's value, which the maker has gone on from.
+        let steps = vec![Step::Store(first), clip, Step::Store(third)];
+        build.op(Core::Conv(conv), &[(source, 1)], steps);
+        build.op(Core::Map, &[(first, 1)], vec![scale, silu, Step::Store(second)]);
+        let inputs = [(first, 1), (second, 1), (third, 1)];
+        build.op(Core::Map, &inputs, vec![Step::Store(all)]);
+        build.graph.outputs = vec![all];
+        let program =
+            Program::new(build.graph.clone(), Abilities::default(), &Default::default()).unwrap();
+        assert_eq!(program.ops.len(), 3, "{}", program.list());
+        bench.check(&mut build, "joined", 2e-5);
+    }
+}
+
+#[test]
 fn attention() {
     let Some(bench) = Bench::open() else { return };
     for (seed, heads, dim) in [(80, 1, 4), (81, 3, 32), (82, 2, 64), (83, 5, 8)] {
