@@ -2,6 +2,11 @@ use std::ops::Range;
 
 use super::output::Output;
 use super::pack::{BLOCK, DEPTH, Packed, Window};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    columns::{Columns, To},
+    x86::Rounding,
+};
 use super::{depthwise, scalar};
 use crate::error::check_length;
 use crate::{ConvSpec, Isa, KernelError};
@@ -29,15 +34,22 @@ pub struct Conv2d {
     spec: ConvSpec,
     isa: Isa,
     zero_point: u8,
-    /// Added to every sum: bias, and what the zero point takes away.
+    /// Added to every sum: bias, and what the zero point takes away. Of whole blocks.
     bias: Vec<i32>,
     weights: Weights,
 }
 
 #[derive(Debug)]
 enum Weights {
-    Dense { packed: Packed, starts: Vec<usize>, groups: usize, flip: u8 },
+    Dense {
+        packed: Packed,
+        starts: Vec<usize>,
+        groups: usize,
+        flip: u8,
+    },
     Depthwise(Vec<i16>),
+    #[cfg(target_arch = "x86_64")]
+    Columns(Columns),
 }
 
 impl Conv2d {
@@ -68,7 +80,7 @@ impl Conv2d {
         let flip = if spec.depthwise { 0 } else { flip(isa) };
         let per_output = spec.weights_len() / spec.out_channels;
         let shift = i32::from(flip) - i32::from(zero_point);
-        let bias = weights
+        let mut bias: Vec<i32> = weights
             .chunks_exact(per_output)
             .enumerate()
             .map(|(output, weights)| {
@@ -78,7 +90,7 @@ impl Conv2d {
             })
             .collect();
         let prepared = if spec.depthwise {
-            Weights::Depthwise(depthwise::pack(spec, weights))
+            Self::depthwise(isa, spec, zero_point, weights, &bias)
         } else {
             let window = Window::of(spec);
             let [height, width] = spec.kernel;
@@ -98,7 +110,18 @@ impl Conv2d {
                 flip,
             }
         };
+        bias.resize(spec.out_channels.next_multiple_of(BLOCK), 0);
         Ok(Self { spec: spec.clone(), isa, zero_point, bias, weights: prepared })
+    }
+
+    fn depthwise(isa: Isa, spec: &ConvSpec, zero: u8, weights: &[i8], bias: &[i32]) -> Weights {
+        #[cfg(target_arch = "x86_64")]
+        if Columns::fits(isa, spec) {
+            return Weights::Columns(Columns::new(isa, spec, zero, weights, bias));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (isa, zero, bias);
+        Weights::Depthwise(depthwise::pack(spec, weights))
     }
 
     /// The shape it was prepared for.
@@ -116,6 +139,8 @@ impl Conv2d {
         let own = match &self.weights {
             Weights::Dense { packed, .. } => packed.data().len(),
             Weights::Depthwise(weights) => weights.len() * 2,
+            #[cfg(target_arch = "x86_64")]
+            Weights::Columns(columns) => columns.weight_bytes(),
         };
         own + self.bias.len() * 4
     }
@@ -164,13 +189,34 @@ impl Conv2d {
                 for start in (0..pixels).step_by(CHUNK) {
                     let sums = &mut sums[..CHUNK.min(pixels - start) * channels];
                     for (index, sums) in sums.chunks_exact_mut(channels).enumerate() {
-                        sums.copy_from_slice(&self.bias);
+                        sums.copy_from_slice(&self.bias[..channels]);
                         let pixel = start + index;
                         let at = [rows.start + pixel / width, pixel % width];
                         // SAFETY: `isa` was found on this machine when `self` was made.
                         unsafe { run(spec, source, self.zero_point, weights, at, sums) };
                     }
                     output.take(self.isa, start, sums, channels, channels);
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Weights::Columns(columns) => {
+                let channels = spec.out_channels;
+                for (index, y) in rows.enumerate() {
+                    let start = index * width;
+                    if let Output::Bytes { to, requantize } = output {
+                        let to = &mut to[start * channels..(start + width) * channels];
+                        let (factors, zero_point) = (&*requantize.factors, requantize.zero_point);
+                        let bytes = To::Bytes { to: &mut *to, factors, zero_point };
+                        columns.run(self.isa, spec, source, y, 0..width, bytes);
+                        requantize.look_up(to);
+                        continue;
+                    }
+                    for from in (0..width).step_by(CHUNK) {
+                        let xs = from..width.min(from + CHUNK);
+                        let sums = &mut sums[..xs.len() * channels];
+                        columns.run(self.isa, spec, source, y, xs, To::Sums(&mut *sums));
+                        output.take(self.isa, start + from, sums, channels, channels);
+                    }
                 }
             }
             Weights::Dense { packed, starts, groups, flip } => {
@@ -229,10 +275,22 @@ impl Conv2d {
             for (index, to) in offsets[..count].iter_mut().enumerate() {
                 *to = offset(start + index);
             }
+            #[cfg(target_arch = "x86_64")]
+            if let (Output::Bytes { to, requantize }, Some(round)) =
+                (&mut *output, round(self.isa, packed))
+            {
+                let to = &mut to[start * spec.out_channels..(start + count) * spec.out_channels];
+                let factors = &requantize.factors[..spec.out_channels];
+                let rounding =
+                    Rounding { bias: &self.bias, factors, zero_point: requantize.zero_point };
+                // SAFETY: as below, and `to` has `count` pixels.
+                unsafe { round(source, &offsets[..count], runs, packed, &rounding, to) };
+                requantize.look_up(to);
+                continue;
+            }
             let sums = &mut sums[..count * step];
             for sums in sums.chunks_exact_mut(step) {
-                sums[..self.bias.len()].copy_from_slice(&self.bias);
-                sums[self.bias.len()..].fill(0);
+                sums.copy_from_slice(&self.bias);
             }
             // SAFETY: `isa` was found on this machine when `self` was made, and all that is read lies within
             // `source` and `packed` as asserted above.
@@ -263,6 +321,21 @@ fn chunk(isa: Isa) -> Chunk {
         #[cfg(target_arch = "aarch64")]
         Isa::NeonDot | Isa::NeonI8mm => super::arm::dot,
         _ => scalar::chunk,
+    }
+}
+
+/// As [`Chunk`], with the sums rounded to bytes at once.
+#[cfg(target_arch = "x86_64")]
+type Round = unsafe fn(&[u8], &[usize], Runs, &Packed, &Rounding, &mut [u8]);
+
+/// None where the sums are not complete before all planes are done.
+#[cfg(target_arch = "x86_64")]
+fn round(isa: Isa, packed: &Packed) -> Option<Round> {
+    match isa {
+        Isa::Avx2 | Isa::Avx512 if packed.planes == 1 => Some(super::x86::round_maddubs),
+        Isa::AvxVnni => Some(super::x86::round_vnni),
+        Isa::Avx512Vnni => Some(super::x86::round512),
+        _ => None,
     }
 }
 

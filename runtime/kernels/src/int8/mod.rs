@@ -11,6 +11,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
+#[cfg(target_arch = "x86_64")]
+mod columns;
 mod conv;
 mod depthwise;
 mod output;

@@ -14,6 +14,15 @@ pub struct Requantize {
     pub table: Option<Box<[u8; 256]>>,
 }
 
+impl Requantize {
+    /// Makes of bytes what the table says.
+    pub(super) fn look_up(&self, bytes: &mut [u8]) {
+        if let Some(table) = &self.table {
+            bytes.iter_mut().for_each(|byte| *byte = table[usize::from(*byte)]);
+        }
+    }
+}
+
 /// Where the sums of a convolution go; slices hold just the rows being computed.
 #[derive(Debug)]
 pub enum Output<'a> {
@@ -96,9 +105,7 @@ impl Output<'_> {
                     for i in 0..channels {
                         to[i] = saturated((from[i] as f32 * factors[i]).round_ties_even() + zero);
                     }
-                    if let Some(table) = &requantize.table {
-                        to.iter_mut().for_each(|to| *to = table[usize::from(*to)]);
-                    }
+                    requantize.look_up(to);
                 }
             }
         }

@@ -135,6 +135,16 @@ impl Window {
                 }
                 continue;
             }
+            if let (3, DEPTH) = (channels, self.pixel) {
+                // Images: constant sizes make one store a pixel.
+                for (to, from) in
+                    middle.as_chunks_mut::<DEPTH>().0.iter_mut().zip(from.as_chunks().0)
+                {
+                    let [r, g, b]: [u8; 3] = *from;
+                    *to = [r ^ flip, g ^ flip, b ^ flip, 0];
+                }
+                continue;
+            }
             for (to, from) in middle.chunks_exact_mut(self.pixel).zip(from.chunks_exact(channels)) {
                 let (real, padding) = to.split_at_mut(channels);
                 for (to, from) in real.iter_mut().zip(from) {

@@ -128,6 +128,42 @@ proptest! {
             prop_assert_eq!(&parts, &expected, "{} in parts", isa);
         }
     }
+
+    /// Kernels that round where the sums lie give what rounding the sums afterwards does, ties and overflows included.
+    #[test]
+    fn every_instruction_set_rounds_the_sums_alike(
+        spec in specs(), seed in any::<u64>(), zero in any::<u8>(), zero_point in any::<u8>(),
+        limit in prop::sample::select(vec![63i8, 127]), tabled in any::<bool>(),
+        factor in prop::sample::select(vec![0.5f32, 0.125, 0.0031, -0.25, 1e30, -1e30, f32::INFINITY, f32::NAN]),
+    ) {
+        let source = bytes(seed, spec.source_len(&spec.sources[0]), 0);
+        let own = weights(seed, spec.weights_len(), 0, limit);
+        let channels = spec.out_channels;
+        let factors: Vec<f32> =
+            (0..channels).map(|o| if o % 3 == 0 { factor } else { 0.01 * o as f32 }).collect();
+        let table = tabled.then(|| Box::new(std::array::from_fn(|q| (q * 7 % 256) as u8)));
+        let requantize = Requantize { factors, zero_point, table };
+        let sums = by_definition(&spec, zero, &own, &vec![0; channels], &source);
+        let expected: Vec<u8> = sums
+            .iter()
+            .enumerate()
+            .map(|(at, sum)| {
+                let real = (*sum as f32 * requantize.factors[at % channels]).round_ties_even();
+                // A conversion saturates, and makes 0 of NaN.
+                let byte = if real.is_nan() { 0 } else { (real + f32::from(zero_point)) as u8 };
+                requantize.table.as_ref().map_or(byte, |table| table[usize::from(byte)])
+            })
+            .collect();
+        for isa in Isa::available() {
+            let conv = Conv2d::new(isa, &spec, zero, &own, None).unwrap();
+            let mut to = vec![0; sums.len()];
+            let mut scratch = vec![0xaa; conv.scratch_len(spec.out_height())];
+            let mut room = vec![0x55; conv.sums_len()];
+            let mut output = Output::Bytes { to: &mut to, requantize: &requantize };
+            conv.run(&source, &mut output, &mut scratch, &mut room, 0..spec.out_height());
+            prop_assert_eq!(&to, &expected, "{}", isa);
+        }
+    }
 }
 
 #[test]
