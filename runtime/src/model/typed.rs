@@ -8,6 +8,7 @@ use tract_onnx::prelude::*;
 
 use super::pb;
 use super::widen::{Rounding, widen};
+use crate::process::release_free_memory;
 use crate::{Error, Result};
 
 /// The typed graph of `proto` for one input of shape `input`, its element type as declared.
@@ -21,7 +22,11 @@ pub(crate) fn typed_once(proto: Cow<pb::ModelProto>, input: &[usize]) -> TractRe
         // The declared output shapes carry a symbolic batch, which contradicts the fixed one.
         .with_ignore_output_shapes(true)
         .model_for_proto_model(&widen(&proto, Rounding::Kept))?;
-    drop(proto);
+    if let Cow::Owned(proto) = proto {
+        drop(proto);
+        // A copy of all weights, which what follows needs.
+        release_free_memory();
+    }
     let declared = model.input_fact(0)?.clone();
     let fact = InferenceFact::new().with_shape(input);
     let fact = match declared.datum_type() {
