@@ -16,7 +16,7 @@ const LINE: usize = 64;
 
 /// Address space of a chunk. What no block has taken of it was never touched and takes no memory. In the tests every
 /// block has memory of its own, so that a sanitizer sees where it ends.
-const CHUNK: usize = if cfg!(any(test, miri)) { 0 } else { 16 << 20 };
+const CHUNK: usize = if cfg!(any(test, miri)) { LINE } else { 16 << 20 };
 
 /// The layout of `bytes` bytes that begin on a huge page if they fill one, else on a cache line.
 #[must_use]
