@@ -79,7 +79,7 @@ fn of_pixels(graph: &mut FusedGraph) {
                 row[last..].iter_mut().for_each(|weight| *weight /= CONSTANT);
             }
         }
-        let (integers, digit, scales) = digits(&weights, conv.outputs);
+        let ([integers, digit], scales) = digits(&weights, conv.outputs);
         let input = Grid { scale: 1.0, zero_point: 0 };
         let conv = conv.clone();
         reader.core =
@@ -91,7 +91,7 @@ fn of_pixels(graph: &mut FusedGraph) {
 }
 
 /// Weights as integers of two digits, and one scale an output channel.
-fn digits(weights: &[f32], outputs: usize) -> (Arc<[i8]>, Arc<[i8]>, Arc<[f32]>) {
+fn digits(weights: &[f32], outputs: usize) -> ([Arc<[i8]>; 2], Arc<[f32]>) {
     let row = (weights.len() / outputs.max(1)).max(1);
     let (mut first, mut second) = (vec![], vec![]);
     let mut scales = vec![];
@@ -107,7 +107,7 @@ fn digits(weights: &[f32], outputs: usize) -> (Arc<[i8]>, Arc<[i8]>, Arc<[f32]>)
         }
         scales.push(scale);
     }
-    (first.into(), second.into(), scales.into())
+    ([first.into(), second.into()], scales.into())
 }
 
 /// The values that each buffer's elements are one of, where its makers say so.
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn digits_are_the_weights() {
         let values: Vec<f32> = (0..200).map(|k| ((k * k) as f32 * 0.37).sin() * 1e-3).collect();
-        let (first, second, scales) = digits(&values, 2);
+        let ([first, second], scales) = digits(&values, 2);
         for (k, value) in values.iter().enumerate() {
             let integer = i32::from(first[k]) * BASE + i32::from(second[k]);
             let scale = f64::from(scales[k / 100]);

@@ -40,12 +40,10 @@ fn maker(graph: &FusedGraph, k: usize) -> Option<(usize, usize)> {
         .enumerate()
         .find_map(|(at, op)| stores(op).map(|place| (at, place)))?;
     let found = &graph.ops[at];
-    let is_able = match found.core {
-        Core::Conv(_) | Core::IntegerConv(_) | Core::Map | Core::Attention(_) | Core::Dense(_) => {
-            true
-        }
-        _ => false,
-    };
+    let is_able = matches!(
+        found.core,
+        Core::Conv(_) | Core::IntegerConv(_) | Core::Map | Core::Attention(_) | Core::Dense(_)
+    );
     let last = place + 1 == found.steps.len();
     let made_before = |id: BufferId| {
         graph.inputs.contains(&id) || graph.ops[..at].iter().any(|op| op.writes().any(|w| w == id))

@@ -47,6 +47,7 @@ use self::worker::Desk;
 use super::{
     DevicePeak, DeviceShares, Engine, OperatorTime, Options, Session, expect_bytes, fused,
 };
+use crate::bench::engine::median;
 use crate::model::typed::{guarded, typed};
 use crate::model::widen::{Rounding, widen};
 use crate::model::{Model, pb::ModelProto};
@@ -193,16 +194,23 @@ impl Engine for GpuEngine {
     }
 
     fn device_shares(&self, image: &[u8], repetitions: usize) -> Result<Option<DeviceShares>> {
-        let repetitions = if self.resident.device.about.is_software() { 5 } else { repetitions };
-        let shares = self.resident.shares(image, repetitions).map_err(failure)?;
-        let times = self.resident.times(image, repetitions).map_err(failure)?;
-        Ok(shares.zip(times).map(|(shares, times)| DeviceShares {
-            tile_us: shares.wall,
-            dispatches_us: shares.pass,
-            kernels_us: times.iter().sum(),
-            submitting_us: shares.submitting,
-            reading_us: shares.reading,
-        }))
+        let repetitions = if self.resident.device.about.is_software() { 3 } else { repetitions };
+        let mut all: [Vec<f64>; 5] = Default::default();
+        // In turns, so that a machine that becomes busier does not favour one of them.
+        for _ in 0..repetitions {
+            let Some(shares) = self.resident.shares(image, 1).map_err(failure)? else {
+                return Ok(None);
+            };
+            let Some(times) = self.resident.times(image, 1).map_err(failure)? else {
+                return Ok(None);
+            };
+            let kernels = times.iter().sum();
+            let values = [shares.wall, shares.pass, kernels, shares.submitting, shares.reading];
+            all.iter_mut().zip(values).for_each(|(all, value)| all.push(value));
+        }
+        let [tile_us, dispatches_us, kernels_us, submitting_us, reading_us] =
+            all.map(|mut values| median(&mut values));
+        Ok(Some(DeviceShares { tile_us, dispatches_us, kernels_us, submitting_us, reading_us }))
     }
 
     fn operator_bytes(&self) -> Vec<u64> {
