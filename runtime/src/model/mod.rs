@@ -5,6 +5,7 @@
 //! [`locate`] finds the file when the user names none. Which engine runs it is not decided here.
 
 mod confidence;
+mod dequantise;
 pub mod graph;
 pub mod locate;
 mod metadata;

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use tract_onnx::prelude::*;
 
+use super::dequantise::{dequantise_weights, has_integer_weights};
 use super::pb;
 use super::widen::{Rounding, widen};
 use crate::process::release_free_memory;
@@ -17,7 +18,15 @@ pub(crate) fn typed(proto: &pb::ModelProto, input: &[usize]) -> TractResult<Type
 }
 
 /// As [`typed`]; a graph that comes owned is let go as soon as its weights are copied.
-pub(crate) fn typed_once(proto: Cow<pb::ModelProto>, input: &[usize]) -> TractResult<TypedModel> {
+pub(crate) fn typed_once(
+    mut proto: Cow<pb::ModelProto>,
+    input: &[usize],
+) -> TractResult<TypedModel> {
+    if has_integer_weights(&proto)
+        && let Some(graph) = &mut proto.to_mut().graph
+    {
+        dequantise_weights(graph);
+    }
     let mut model = tract_onnx::onnx()
         // The declared output shapes carry a symbolic batch, which contradicts the fixed one.
         .with_ignore_output_shapes(true)

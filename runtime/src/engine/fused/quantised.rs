@@ -172,10 +172,17 @@ fn integers(conv: &Conv) -> Option<Integers> {
     let mut scales = Vec::with_capacity(conv.outputs);
     for row in weights.chunks_exact(row.max(1)) {
         let scale = scale(row)?;
-        integers.extend(row.iter().map(|weight| (weight / scale).round_ties_even() as i8));
+        integers.extend(row.iter().map(|weight| nearest(weight / scale) as i8));
         scales.push(scale);
     }
     Some((integers.into(), scales.into()))
+}
+
+/// The nearest whole number of one within 2^22, half to even: the last bit of the sum is 1. Without the instructions for
+/// it, rounding is a call.
+fn nearest(x: f32) -> f32 {
+    const ONES: f32 = 12_582_912.0;
+    (x + ONES) - ONES
 }
 
 /// The largest scale of which all `weights` are integers of 8 bits.
@@ -187,7 +194,7 @@ fn scale(weights: &[f32]) -> Option<f32> {
     (1..=LARGEST).map(|largest| peak / largest as f32).find(|scale| {
         weights.iter().all(|weight| {
             let integer = weight / scale;
-            (integer - integer.round()).abs() <= ROUNDING
+            (integer - nearest(integer)).abs() <= ROUNDING
         })
     })
 }
@@ -220,6 +227,13 @@ mod tests {
         assert!((scale(&row).unwrap() / scale_of - 1.0).abs() < 1e-6);
         assert_eq!(scale(&[0.0, 0.0]), Some(1.0));
         assert_eq!(scale(&[1.0, 0.123_456_7, 0.765_432_1, 0.333_777]), None);
+    }
+
+    #[test]
+    fn nearest_rounds_half_to_even() {
+        for x in [-127.5f32, -2.5, -0.5, -0.49, 0.0, 0.5, 1.5, 2.4, 126.5, 127.49] {
+            assert_eq!(nearest(x), x.round_ties_even(), "{x}");
+        }
     }
 
     #[test]
