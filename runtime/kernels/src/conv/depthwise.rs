@@ -11,9 +11,6 @@ use crate::{
     simd::{self, Kernel, Simd},
 };
 
-/// Output pixels computed together.
-const PIXELS: usize = 4;
-
 #[derive(Debug)]
 pub(super) struct Depthwise {
     /// `[tap][padded channels]`.
@@ -58,12 +55,13 @@ impl Depthwise {
         let plain = spec.dilation == [1; 2]
             && spec.kernel[0] == spec.kernel[1]
             && spec.stride[0] == spec.stride[1];
-        // PATCH is the input columns that PIXELS outputs touch.
+        // Neighbours of stride 1 share columns: seven sums hide the latency of each other and divide the widths of most
+        // maps.
         match (plain, spec.kernel[0], spec.stride[0]) {
-            (true, 3, 1) => simd::dispatch(isa, Fixed::<3, 1, 6>(call)),
-            (true, 3, 2) => simd::dispatch(isa, Fixed::<3, 2, 9>(call)),
-            (true, 5, 1) => simd::dispatch(isa, Fixed::<5, 1, 8>(call)),
-            (true, 5, 2) => simd::dispatch(isa, Fixed::<5, 2, 11>(call)),
+            (true, 3, 1) => simd::dispatch(isa, Fixed::<3, 1, 7, 9>(call)),
+            (true, 3, 2) => simd::dispatch(isa, Fixed::<3, 2, 4, 9>(call)),
+            (true, 5, 1) => simd::dispatch(isa, Fixed::<5, 1, 7, 11>(call)),
+            (true, 5, 2) => simd::dispatch(isa, Fixed::<5, 2, 4, 11>(call)),
             _ => simd::dispatch(isa, Any(call)),
         }
     }
@@ -78,11 +76,13 @@ struct Call<'a> {
     rows: Range<usize>,
 }
 
-/// Kernel side, stride, and input columns of a block of pixels.
-struct Fixed<'a, const K: usize, const STRIDE: usize, const PATCH: usize>(Call<'a>);
+/// Kernel side, stride, output pixels computed together and the input columns that they touch.
+struct Fixed<'a, const K: usize, const STRIDE: usize, const PIXELS: usize, const PATCH: usize>(
+    Call<'a>,
+);
 
-impl<const K: usize, const STRIDE: usize, const PATCH: usize> Kernel
-    for Fixed<'_, K, STRIDE, PATCH>
+impl<const K: usize, const STRIDE: usize, const PIXELS: usize, const PATCH: usize> Kernel
+    for Fixed<'_, K, STRIDE, PIXELS, PATCH>
 {
     type Output = ();
 
@@ -103,7 +103,7 @@ impl<const K: usize, const STRIDE: usize, const PATCH: usize> Kernel
                 let count = PIXELS.min(width - x);
                 let left = (x * STRIDE).wrapping_sub(s.padding[1]);
                 let pixel = (y - rows.start) * width + x;
-                let block = Block::<K, STRIDE, PATCH> {
+                let block = Block::<K, STRIDE, PIXELS, PATCH> {
                     conv,
                     finish: &finish,
                     channels,
@@ -135,7 +135,7 @@ impl<const K: usize, const STRIDE: usize, const PATCH: usize> Kernel
 }
 
 /// One block of neighbouring output pixels.
-struct Block<'a, const K: usize, const STRIDE: usize, const PATCH: usize> {
+struct Block<'a, const K: usize, const STRIDE: usize, const PIXELS: usize, const PATCH: usize> {
     conv: &'a Depthwise,
     finish: &'a Finish,
     channels: usize,
@@ -146,7 +146,9 @@ struct Block<'a, const K: usize, const STRIDE: usize, const PATCH: usize> {
     taps: Range<usize>,
 }
 
-impl<const K: usize, const STRIDE: usize, const PATCH: usize> Block<'_, K, STRIDE, PATCH> {
+impl<const K: usize, const STRIDE: usize, const PIXELS: usize, const PATCH: usize>
+    Block<'_, K, STRIDE, PIXELS, PATCH>
+{
     /// `at(kernel row, column)` points at the pixels of the input patch.
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, at: impl Fn(usize, usize) -> *const f32) {
