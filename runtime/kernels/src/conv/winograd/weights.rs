@@ -44,7 +44,7 @@ impl When {
 /// Bytes of transformed weights times tiles up to which they are transformed while preparing. A transformation costs
 /// about as much as the products of 3 tiles, and what it saves is memory: so it pays for the largest weights of the
 /// largest maps.
-const WORTH_IT: usize = 32 << 20;
+const WORTH_IT: usize = 20 << 20;
 
 /// Bytes of transformed weights up to which a call transforms all at once: what stays in a second-level cache beside a
 /// block.
