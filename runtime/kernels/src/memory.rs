@@ -18,88 +18,116 @@ const LINE: usize = 64;
 /// block has memory of its own, so that a sanitizer sees where it ends.
 const CHUNK: usize = if cfg!(any(test, miri)) { LINE } else { 16 << 20 };
 
-/// The layout of `bytes` bytes that begin on a huge page if they fill one, else on a cache line.
-#[must_use]
-pub fn layout(bytes: usize) -> Option<Layout> {
-    let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { LINE };
-    Layout::from_size_align(bytes.checked_next_multiple_of(LINE)?.max(LINE), align).ok()
+/// Zeroed memory that begins on a huge page if it fills one, else on a cache line. Its owner sees to who touches it when.
+#[derive(Debug)]
+pub struct Region {
+    memory: NonNull<u8>,
+    layout: Layout,
+    start: NonNull<u8>,
 }
 
-/// Puts huge pages under the whole ones of `bytes` bytes from `start` on. A hint: nothing happens where the system has
-/// none, or allows none. What was touched already is copied, now where the system can (Linux 6.1), else when it finds
-/// the time.
-///
-/// # Safety
-/// The bytes are one allocation of the caller's.
-pub unsafe fn prefer_huge_pages(start: NonNull<u8>, bytes: usize) {
-    #[cfg(all(target_os = "linux", not(miri)))]
-    {
-        use std::ffi::{c_int, c_void};
-        unsafe extern "C" {
-            fn madvise(start: *mut c_void, bytes: usize, advice: c_int) -> c_int;
-        }
-        const MADV_HUGEPAGE: c_int = 14;
-        const MADV_COLLAPSE: c_int = 25;
-        let whole = bytes / HUGE_PAGE * HUGE_PAGE;
-        if whole > 0 && start.as_ptr().addr().is_multiple_of(HUGE_PAGE) {
-            for advice in [MADV_HUGEPAGE, MADV_COLLAPSE] {
-                // SAFETY: the C library's function with its declared signature, on pages that belong to the caller;
-                // this advice changes no content.
-                unsafe { madvise(start.as_ptr().cast(), whole, advice) };
+// SAFETY: a region is memory of its own, which only its owner's unsafe code touches.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// `bytes` zeros, or none where there is no memory for them. What is not touched takes none.
+    #[must_use]
+    pub fn zeroed(bytes: usize) -> Option<Self> {
+        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { LINE };
+        // Zeroed memory of a small alignment comes untouched from the system, one of a large alignment would be written.
+        let layout = Layout::from_size_align(bytes.checked_add(align)?, 16).ok()?;
+        // SAFETY: the layout is not empty.
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        // SAFETY: there is room for an alignment beside the bytes.
+        let start = unsafe { memory.add(memory.align_offset(align)) };
+        Some(Self { memory, layout, start })
+    }
+
+    /// The first byte.
+    #[must_use]
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Asks for huge pages under the whole ones of the first `bytes` bytes when they are touched. A hint: nothing
+    /// happens where the system has none, or allows none.
+    ///
+    /// # Panics
+    /// The region is shorter.
+    pub fn prefer_huge_pages(&self, bytes: usize) {
+        const MADV_HUGEPAGE: i32 = 14;
+        self.advise(bytes, MADV_HUGEPAGE);
+    }
+
+    /// Puts huge pages under what was touched already, where the system can (Linux 6.1).
+    fn collapse(&self, bytes: usize) {
+        const MADV_COLLAPSE: i32 = 25;
+        self.advise(bytes, MADV_COLLAPSE);
+    }
+
+    fn advise(&self, bytes: usize, advice: i32) {
+        let before = self.start.as_ptr().addr() - self.memory.as_ptr().addr();
+        assert!(bytes <= self.layout.size() - before, "{bytes} bytes of a shorter region");
+        #[cfg(all(target_os = "linux", not(miri)))]
+        {
+            use std::ffi::{c_int, c_void};
+            unsafe extern "C" {
+                fn madvise(start: *mut c_void, bytes: usize, advice: c_int) -> c_int;
+            }
+            let whole = bytes / HUGE_PAGE * HUGE_PAGE;
+            if whole > 0 {
+                // SAFETY: the C library's function with its declared signature, on whole pages of this region (one that
+                // fills a huge page begins on one); this advice changes no content.
+                unsafe { madvise(self.start.as_ptr().cast(), whole, advice) };
             }
         }
+        #[cfg(not(all(target_os = "linux", not(miri))))]
+        let _ = advice;
     }
-    #[cfg(not(all(target_os = "linux", not(miri))))]
-    let _ = (start, bytes);
 }
 
-/// Puts huge pages under the prepared values there are, as [`prefer_huge_pages`] does. That takes milliseconds, or a
-/// tenth of a second where free memory is in small pieces: a thread can do it while others use the values.
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with this layout.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
+    }
+}
+
+/// Puts huge pages under the prepared values there are, now where the system can, else when it finds the time. That takes
+/// milliseconds, or a tenth of a second where free memory is in small pieces: a thread can do it while others use the
+/// values.
 pub fn settle() {
     let chunks = CHUNKS.lock().unwrap_or_else(PoisonError::into_inner);
     let chunks: Vec<Arc<Chunk>> = chunks.iter().filter_map(Weak::upgrade).collect();
     for chunk in chunks {
         let taken = *chunk.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the chunk is an allocation that lives meanwhile, and `taken` is at most its size.
-        unsafe { prefer_huge_pages(chunk.start, taken) };
+        chunk.region.prefer_huge_pages(taken);
+        chunk.region.collapse(taken);
     }
 }
 
 /// The chunks that blocks are cut from.
 static CHUNKS: Mutex<Vec<Weak<Chunk>>> = Mutex::new(vec![]);
 
-/// What blocks are cut from: zeros.
+/// What blocks are cut from.
 struct Chunk {
-    memory: NonNull<u8>,
-    layout: Layout,
-    /// Where blocks begin: on a huge page.
-    start: NonNull<u8>,
-    /// Bytes from there on.
+    region: Region,
     len: usize,
     /// Bytes that blocks have taken.
     taken: Mutex<usize>,
 }
 
-// SAFETY: a chunk hands out disjoint pieces of memory that it owns.
-unsafe impl Send for Chunk {}
-// SAFETY: as above; the count is behind a lock.
-unsafe impl Sync for Chunk {}
-
 impl Chunk {
     /// A chunk with room for `bytes` bytes at least. Aborts, as every allocation does, where there is no memory.
     fn new(bytes: usize) -> Self {
-        let len = bytes.checked_next_multiple_of(LINE).map(|len| len.max(CHUNK));
-        let align = if bytes.max(CHUNK) >= HUGE_PAGE { HUGE_PAGE } else { LINE };
-        // Zeroed memory of a small alignment comes untouched from the system, one of a large alignment would be written.
-        let layout = len.and_then(|len| Layout::from_size_align(len.checked_add(align)?, 16).ok());
-        let layout = layout.expect("a block of less than half of the address space");
-        // SAFETY: the layout is not empty.
-        let Some(memory) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
-            handle_alloc_error(layout)
+        let len = bytes.saturating_add(LINE - 1) / LINE * LINE;
+        let len = len.max(CHUNK);
+        let Some(region) = Region::zeroed(len) else {
+            handle_alloc_error(Layout::from_size_align(len, LINE).unwrap_or(Layout::new::<u8>()))
         };
-        // SAFETY: there is room for an alignment beside the chunk.
-        let start = unsafe { memory.add(memory.align_offset(align)) };
-        Self { memory, layout, start, len: layout.size() - align, taken: Mutex::new(0) }
+        Self { region, len, taken: Mutex::new(0) }
     }
 
     /// The offset of `bytes` bytes that nobody has, if there is room.
@@ -111,13 +139,6 @@ impl Chunk {
             *taken = end;
             from
         })
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout; no block is left.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
     }
 }
 
@@ -151,7 +172,7 @@ impl Block {
         });
         drop(chunks);
         // SAFETY: the piece lies within the chunk, and `take` gives it to nobody else.
-        let start = unsafe { chunk.start.add(offset) };
+        let start = unsafe { chunk.region.start().add(offset) };
         Self { start, len: bytes, _chunk: chunk }
     }
 
@@ -208,9 +229,17 @@ mod tests {
 
     #[test]
     fn large_memory_begins_on_a_huge_page() {
-        assert_eq!(layout(HUGE_PAGE).unwrap().align(), HUGE_PAGE);
-        assert_eq!(layout(HUGE_PAGE - 1).unwrap().align(), LINE);
-        assert_eq!(layout(0).unwrap().size(), LINE);
-        assert!(layout(usize::MAX).is_none());
+        for bytes in [0, 1, HUGE_PAGE - 1, HUGE_PAGE, 2 * HUGE_PAGE + 1] {
+            let region = Region::zeroed(bytes).unwrap();
+            let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { LINE };
+            assert!(region.start().as_ptr().addr().is_multiple_of(align), "{bytes}");
+            // SAFETY: the region has as many bytes, all zero, and nobody else touches them.
+            let content = unsafe { std::slice::from_raw_parts_mut(region.start().as_ptr(), bytes) };
+            content.fill(7);
+            region.prefer_huge_pages(bytes);
+            region.collapse(bytes);
+            assert!(content.iter().all(|&byte| byte == 7), "{bytes}");
+        }
+        assert!(Region::zeroed(usize::MAX).is_none());
     }
 }

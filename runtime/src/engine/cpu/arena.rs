@@ -1,10 +1,8 @@
 //! The memory that all operators of a session read and write.
 
-use std::alloc::{Layout, alloc, dealloc};
 use std::ops::Range;
-use std::ptr::NonNull;
 
-use diffbulk_kernels::memory;
+use diffbulk_kernels::memory::Region;
 use tract_onnx::prelude::TractResult;
 use tract_onnx::tract_core::internal::anyhow;
 
@@ -19,18 +17,12 @@ pub(super) struct Place {
     pub(super) len: usize,
 }
 
-/// One block of memory, shared by the threads that run one tile.
+/// One block of memory, shared by the threads that run one tile: the contracts of its methods rule out that two of them
+/// touch the same element while one writes.
 pub(super) struct Arena {
-    start: NonNull<u8>,
-    layout: Layout,
+    region: Region,
     bytes: usize,
 }
-
-// SAFETY: the arena is plain memory that it owns; the contracts of its methods rule out that two
-// threads touch the same element while one of them writes.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
 
 impl Arena {
     /// A zeroed arena of `bytes` bytes.
@@ -38,17 +30,11 @@ impl Arena {
     /// # Errors
     /// When the system has not that much memory.
     pub(super) fn new(bytes: usize) -> TractResult<Self> {
-        let refuse = || anyhow!("{bytes} bytes of memory for one tile are more than there is");
-        let layout = memory::layout(bytes).ok_or_else(refuse)?;
-        // SAFETY: the layout is not empty.
-        let start = NonNull::new(unsafe { alloc(layout) }).ok_or_else(refuse)?;
-        // SAFETY: just allocated, and not in use yet. Asked for before the first byte is touched, the pages are huge
-        // from the beginning.
-        unsafe {
-            memory::prefer_huge_pages(start, layout.size());
-            start.write_bytes(0, layout.size());
-        }
-        Ok(Self { start, layout, bytes })
+        let region = Region::zeroed(bytes).ok_or_else(|| {
+            anyhow!("{bytes} bytes of memory for one tile are more than there is")
+        })?;
+        region.prefer_huge_pages(bytes);
+        Ok(Self { region, bytes })
     }
 
     fn at<T>(&self, place: Place, range: &Range<usize>) -> *mut T {
@@ -58,7 +44,7 @@ impl Arena {
             place.len.checked_mul(size_of::<T>()).and_then(|len| len.checked_add(place.offset));
         assert!(end.is_some_and(|end| end <= self.bytes));
         // SAFETY: checked above that the element lies in the arena.
-        unsafe { self.start.as_ptr().add(place.offset).cast::<T>().add(range.start) }
+        unsafe { self.region.start().as_ptr().add(place.offset).cast::<T>().add(range.start) }
     }
 
     /// A buffer's elements.
@@ -88,12 +74,5 @@ impl Arena {
     pub(super) unsafe fn write<T>(&self, place: Place, range: Range<usize>) -> &mut [T] {
         // SAFETY: as in `read`, and exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.at(place, &range), range.len()) }
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
