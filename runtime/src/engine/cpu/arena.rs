@@ -1,6 +1,7 @@
 //! The memory that all operators of a session read and write.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use diffbulk_kernels::memory::Region;
 use tract_onnx::prelude::TractResult;
@@ -20,21 +21,42 @@ pub(super) struct Place {
 /// One block of memory, shared by the threads that run one tile: the contracts of its methods rule out that two of them
 /// touch the same element while one writes.
 pub(super) struct Arena {
-    region: Region,
+    region: Arc<Region>,
+    /// Where it begins in the region.
+    first: usize,
     bytes: usize,
 }
 
+/// What one thread computes in.
+pub(super) struct Scratch {
+    region: Arc<Region>,
+    floats: usize,
+}
+
+impl Scratch {
+    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: the region begins with these floats, aligned and initialised, and `Arena::new` gave them to nobody
+        // else.
+        unsafe { std::slice::from_raw_parts_mut(self.region.start().as_ptr().cast(), self.floats) }
+    }
+}
+
 impl Arena {
-    /// A zeroed arena of `bytes` bytes.
+    /// A zeroed arena of `bytes` bytes, and a scratch of `floats` floats before it: convolutions touch many pages of it at
+    /// once, so it is on huge ones.
     ///
     /// # Errors
     /// When the system has not that much memory.
-    pub(super) fn new(bytes: usize) -> TractResult<Self> {
-        let region = Region::zeroed(bytes).ok_or_else(|| {
+    pub(super) fn new(bytes: usize, floats: usize) -> TractResult<(Self, Scratch)> {
+        let first = floats.saturating_mul(size_of::<f32>()).checked_next_multiple_of(ALIGNMENT);
+        let total = first.and_then(|first| first.checked_add(bytes));
+        let region = total.and_then(Region::zeroed).ok_or_else(|| {
             anyhow!("{bytes} bytes of memory for one tile are more than there is")
         })?;
-        region.prefer_huge_pages(bytes);
-        Ok(Self { region, bytes })
+        region.prefer_huge_pages(total.unwrap_or(0));
+        let region = Arc::new(region);
+        let scratch = Scratch { region: Arc::clone(&region), floats };
+        Ok((Self { region, first: first.unwrap_or(0), bytes }, scratch))
     }
 
     fn at<T>(&self, place: Place, range: &Range<usize>) -> *mut T {
@@ -44,7 +66,9 @@ impl Arena {
             place.len.checked_mul(size_of::<T>()).and_then(|len| len.checked_add(place.offset));
         assert!(end.is_some_and(|end| end <= self.bytes));
         // SAFETY: checked above that the element lies in the arena.
-        unsafe { self.region.start().as_ptr().add(place.offset).cast::<T>().add(range.start) }
+        unsafe {
+            self.region.start().as_ptr().add(self.first + place.offset).cast::<T>().add(range.start)
+        }
     }
 
     /// A buffer's elements.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::{TractErrorContext, bail, ensure};
 
-use super::arena::{Arena, Place};
+use super::arena::{Arena, Place, Scratch};
 use super::program::{Program, Work};
 use super::run;
 use super::team::{Member, Team};
@@ -16,7 +16,7 @@ use super::team::{Member, Team};
 pub(super) struct CpuSession {
     program: Arc<Program>,
     arena: Arc<Arena>,
-    scratch: Vec<f32>,
+    scratch: Scratch,
     states: Vec<TypedSimpleState>,
     team: Option<Team>,
     /// Set when an operator panicked in any thread.
@@ -31,7 +31,8 @@ impl CpuSession {
     /// When the system gives no thread, or tract no state.
     pub(super) fn new(program: Arc<Program>, threads: usize) -> TractResult<Self> {
         let threads = threads.max(1);
-        let arena = Arc::new(Arena::new(program.arena_bytes)?);
+        let (arena, scratch) = Arena::new(program.arena_bytes, program.scratch)?;
+        let arena = Arc::new(arena);
         let broken = Arc::new(AtomicBool::new(false));
         let states = program.tract_ops().map(|op| op.plan.spawn()).collect::<TractResult<_>>()?;
         let team = if threads == 1 {
@@ -59,7 +60,6 @@ impl CpuSession {
             })?;
             Some(team)
         };
-        let scratch = vec![0.0; program.scratch];
         Ok(Self { program, arena, scratch, states, team, broken, threads })
     }
 
@@ -68,10 +68,11 @@ impl CpuSession {
     /// # Errors
     /// When there is no memory for it.
     pub(super) fn again(&self) -> TractResult<Self> {
+        let (arena, scratch) = Arena::new(self.program.arena_bytes, self.program.scratch)?;
         Ok(Self {
             program: Arc::clone(&self.program),
-            arena: Arc::new(Arena::new(self.program.arena_bytes)?),
-            scratch: vec![0.0; self.program.scratch],
+            arena: Arc::new(arena),
+            scratch,
             states: self.states.clone(),
             team: None,
             broken: Arc::default(),
@@ -157,7 +158,7 @@ impl CpuSession {
             };
         }
         // SAFETY: the barriers keep all threads at the same operator.
-        unsafe { part(program, &self.arena, &mut self.scratch, k, 0, self.threads) };
+        unsafe { part(program, &self.arena, self.scratch.as_mut_slice(), k, 0, self.threads) };
         Ok(())
     }
 }
