@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::x86::pairs;
+use super::{pack, x86::pairs};
 use crate::{ConvSpec, Isa};
 
 /// Channels computed together.
@@ -15,9 +15,6 @@ const ROWS: usize = 4;
 
 /// Vectors of a block: each holds [`ROWS`] bytes of eight channels.
 const VECTORS: usize = 4;
-
-/// Largest weight whose products `maddubs` adds in pairs without saturating: 2 * 255 * 64 < 2^15.
-const MADDUBS_LIMIT: i8 = 64;
 
 /// Weights and biases in the order of the woven channels.
 #[derive(Debug)]
@@ -63,8 +60,7 @@ impl Columns {
         let (channels, groups) = (spec.out_channels, height.div_ceil(ROWS));
         let blocks = channels.div_ceil(BLOCK);
         let dot = matches!(isa, Isa::AvxVnni | Isa::Avx512Vnni);
-        let wide = weights.iter().any(|w| w.unsigned_abs() > MADDUBS_LIMIT.unsigned_abs());
-        let planes = if wide && !dot { 2 } else { 1 };
+        let planes = if dot { 1 } else { pack::planes(weights) };
         let mut packed = Vec::with_capacity(blocks * width * groups * planes * VECTORS * BLOCK);
         let mut biases = Vec::with_capacity(blocks * BLOCK);
         for first in (0..channels).step_by(BLOCK) {
@@ -81,11 +77,7 @@ impl Columns {
                             } else {
                                 0
                             };
-                            packed.push(match (planes, plane) {
-                                (1, _) => weight,
-                                (_, 0) => weight / 2,
-                                _ => weight - weight / 2,
-                            });
+                            packed.push(pack::part(weight, plane, planes));
                         }
                     }
                 }
@@ -277,7 +269,7 @@ macro_rules! kernels {
         unsafe fn $blocks<const K: usize, const STRIDE: usize, const OPEN: usize>(
             call: &Call,
             xs: Range<usize>,
-            to: To,
+            mut to: To,
         ) {
             let channels = call.spec.out_channels;
             let lines = call.lines::<K>();
@@ -286,15 +278,15 @@ macro_rules! kernels {
                 let xs = xs.clone();
                 // SAFETY: the caller's promise; the destination has `xs.len()` pixels of all channels.
                 unsafe {
-                    match &to {
+                    match &mut to {
                         To::Sums(to) => {
-                            let to = to.as_ptr().cast_mut().add(first);
+                            let to = to.as_mut_ptr().add(first);
                             let finish =
                                 |x: usize, sums| write_sums(sums, to.add(x * channels), count);
                             $block::<K, STRIDE, OPEN>(call, &lines, first, count, xs, finish);
                         }
                         To::Bytes { to, factors, zero_point } => {
-                            let to = to.as_ptr().cast_mut().add(first);
+                            let to = to.as_mut_ptr().add(first);
                             let factors = woven_factors(&factors[first..first + count]);
                             let finish = |x: usize, sums| {
                                 let bytes = round(sums, &factors, *zero_point);

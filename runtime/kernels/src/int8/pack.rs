@@ -11,6 +11,21 @@ pub(super) const DEPTH: usize = 4;
 /// Largest weight whose products `maddubs` adds in pairs without saturating: 2 * 255 * 64 < 2^15.
 const MADDUBS_LIMIT: i8 = 64;
 
+/// Planes that `maddubs` needs for `weights`, of which they are the sum.
+pub(super) fn planes(weights: &[i8]) -> usize {
+    let wide = weights.iter().any(|w| w.unsigned_abs() > MADDUBS_LIMIT.unsigned_abs());
+    if wide { 2 } else { 1 }
+}
+
+/// What of a weight is in a plane.
+pub(super) fn part(weight: i8, plane: usize, planes: usize) -> i8 {
+    match (planes, plane) {
+        (1, _) => weight,
+        (_, 0) => weight / 2,
+        _ => weight - weight / 2,
+    }
+}
+
 /// Weights in blocks: `[block][tap group][output in block][DEPTH]`, taps being kernel rows, columns and
 /// channels (channels padded to a multiple of [`DEPTH`] with zeros).
 #[derive(Debug)]
@@ -32,8 +47,7 @@ impl Packed {
         let [height, width] = spec.kernel;
         let groups = height * width * padded / DEPTH;
         let blocks = spec.out_channels.div_ceil(BLOCK);
-        let wide = weights.iter().any(|w| w.unsigned_abs() > MADDUBS_LIMIT.unsigned_abs());
-        let planes = if halves && wide { 2 } else { 1 };
+        let planes = if halves { planes(weights) } else { 1 };
         let size = blocks * groups * BLOCK * DEPTH;
         let mut block = Block::zeroed(planes * size);
         let data = block.as_signed_mut();
@@ -44,11 +58,8 @@ impl Packed {
             let at = (output / BLOCK * groups + depth / DEPTH) * BLOCK * DEPTH
                 + output % BLOCK * DEPTH
                 + depth % DEPTH;
-            if planes == 2 {
-                data[at] = weight / 2;
-                data[size + at] = weight - weight / 2;
-            } else {
-                data[at] = weight;
+            for plane in 0..planes {
+                data[plane * size + at] = part(weight, plane, planes);
             }
         }
         Self { data: block, planes, groups, blocks }

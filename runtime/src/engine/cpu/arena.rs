@@ -48,15 +48,19 @@ impl Arena {
     /// # Errors
     /// When the system has not that much memory.
     pub(super) fn new(bytes: usize, floats: usize) -> TractResult<(Self, Scratch)> {
-        let first = floats.saturating_mul(size_of::<f32>()).checked_next_multiple_of(ALIGNMENT);
-        let total = first.and_then(|first| first.checked_add(bytes));
-        let region = total.and_then(Region::zeroed).ok_or_else(|| {
+        let memory = || {
+            let first =
+                floats.checked_mul(size_of::<f32>())?.checked_next_multiple_of(ALIGNMENT)?;
+            let total = first.checked_add(bytes)?;
+            let region = Region::zeroed(total)?;
+            region.prefer_huge_pages(total);
+            Some((first, Arc::new(region)))
+        };
+        let (first, region) = memory().ok_or_else(|| {
             anyhow!("{bytes} bytes of memory for one tile are more than there is")
         })?;
-        region.prefer_huge_pages(total.unwrap_or(0));
-        let region = Arc::new(region);
         let scratch = Scratch { region: Arc::clone(&region), floats };
-        Ok((Self { region, first: first.unwrap_or(0), bytes }, scratch))
+        Ok((Self { region, first, bytes }, scratch))
     }
 
     fn at<T>(&self, place: Place, range: &Range<usize>) -> *mut T {
