@@ -6,7 +6,7 @@ use crate::Result;
 #[cfg(feature = "wgpu")]
 pub(super) fn print_all(json: bool) -> Result<()> {
     use super::print;
-    use crate::engine::gpu::adapter::{Adapter, CHOICE, adapters};
+    use crate::engine::gpu::adapter::{Adapter, CHOICE, CooperativeMatrices, adapters};
 
     let all = adapters();
     if json {
@@ -18,6 +18,16 @@ pub(super) fn print_all(json: bool) -> Result<()> {
              install mesa-vulkan-drivers)\n",
         );
     }
+    let matrices = |all: &[CooperativeMatrices]| match all {
+        [] => "no".to_owned(),
+        _ => {
+            let one = |of: &CooperativeMatrices| {
+                let kind = if of.half { "float16" } else { "float32" };
+                format!("{0}x{0} of {kind}", of.side)
+            };
+            all.iter().map(one).collect::<Vec<_>>().join(" and ")
+        }
+    };
     let line = |(number, adapter): (usize, &Adapter)| {
         let yes = |is: bool| if is { "yes" } else { "no" };
         let subgroups = match adapter.subgroups {
@@ -34,7 +44,7 @@ pub(super) fn print_all(json: bool) -> Result<()> {
             adapter.driver,
             yes(adapter.half),
             yes(adapter.timestamps),
-            yes(adapter.cooperative_matrices),
+            matrices(&adapter.cooperative_matrices),
             adapter.binding_bytes >> 20,
             adapter.workgroup_bytes >> 10,
             adapter.workgroup_threads

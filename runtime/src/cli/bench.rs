@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::engine::EngineChoice;
 use super::{bench_quant, bench_tensors, print};
 use crate::bench::engine;
-use crate::engine::{ENGINES, Options};
 use crate::{Error, Result};
 
 /// Arguments of `bench`.
@@ -34,12 +34,8 @@ enum What {
 struct EngineArguments {
     /// The model (.onnx)
     model: PathBuf,
-    /// Engine
-    #[arg(long, value_name = "NAME", default_value = ENGINES[0].name)]
-    engine: String,
-    /// Do not measure on a graphics adapter which tile shapes are fastest
-    #[arg(long)]
-    no_tune: bool,
+    #[command(flatten)]
+    engine: EngineChoice,
     /// Threads [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<u16>,
@@ -91,8 +87,8 @@ fn run_engine(arguments: &EngineArguments) -> Result<()> {
     }
     let settings = engine::Settings {
         model: arguments.model.clone(),
-        engine: arguments.engine.clone(),
-        options: Options { tune: !arguments.no_tune },
+        engine: arguments.engine.name.clone(),
+        options: arguments.engine.options(),
         threads: arguments.threads.map_or_else(cores, |n| usize::from(n).max(1)),
         seconds: arguments.seconds,
         tiles: arguments.tiles.clone(),

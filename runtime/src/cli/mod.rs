@@ -7,6 +7,7 @@ mod adapters;
 mod bench;
 mod bench_quant;
 mod bench_tensors;
+mod engine;
 mod info;
 mod interrupt;
 mod model;

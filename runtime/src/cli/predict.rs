@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::engine::EngineChoice;
 use super::{interrupt, print, progress};
-use crate::engine::{ENGINES, Options};
 use crate::model::{Model, locate};
 use crate::predict::{self, Request, RunReport, TileSource};
 use crate::{Error, Result};
@@ -71,14 +71,8 @@ pub(super) struct Arguments {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
-    /// Engine that runs the model.
-    #[arg(long, value_name = "NAME", default_value = ENGINES[0].name)]
-    engine: String,
-
-    /// Do not measure on a graphics adapter which tile shapes are fastest. It is done once for an
-    /// adapter, driver and shape, takes some seconds, and changes no number.
-    #[arg(long)]
-    no_tune: bool,
+    #[command(flatten)]
+    engine: EngineChoice,
 
     /// Discard an unfinished run in the output directory instead of continuing it.
     #[arg(long)]
@@ -110,8 +104,8 @@ impl Arguments {
             },
             min_tissue: self.min_tissue,
             threads: self.threads.map_or_else(cores, usize::from),
-            engine: self.engine.clone(),
-            options: Options { tune: !self.no_tune },
+            engine: self.engine.name.clone(),
+            options: self.engine.options(),
             restart: self.restart,
         }
     }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::engine::EngineChoice;
 use super::{interrupt, print};
-use crate::engine::{self, ENGINES};
+use crate::engine;
 use crate::model::{Model, locate};
 use crate::predict;
 use crate::serve::{
@@ -122,9 +123,8 @@ pub(super) struct Arguments {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
-    /// Engine that runs the model.
-    #[arg(long, value_name = "NAME", default_value = ENGINES[0].name)]
-    engine: String,
+    #[command(flatten)]
+    engine: EngineChoice,
 
     /// Tiles under way at once; the board is told to ask again for more [default: 4 a thread].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -155,7 +155,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let reload = interrupt::reload()?;
     let stop = interrupt::flag()?;
     let orders = Orders { stop, reload };
-    if arguments.engine == engine::AUTO {
+    if arguments.engine.name == engine::AUTO {
         // A scan's report tells one engine for all tiles.
         return Err(Error::Request(
             "serve does not change the engine within a scan; give --engine cpu or --engine wgpu"
@@ -175,7 +175,7 @@ impl Models for Arguments {
         if in_use.is_some_and(|in_use| in_use.sha256() == model.sha256()) {
             return Ok(None);
         }
-        let engine = engine::open(&self.engine, &model)?;
+        let engine = engine::open_with(&self.engine.name, &model, &self.engine.options())?;
         Ok(Some(Loaded { model, engine, expectation: signed.and_then(|s| s.expectation) }))
     }
 }

@@ -160,11 +160,13 @@ pub type Open = fn(&Model, Cow<ModelProto>, &Options) -> Result<Box<dyn Engine>>
 pub struct Options {
     /// Measure on the device what is fastest, where that is not known yet.
     pub tune: bool,
+    /// Multiply with the device's cooperative matrices, where it has them in the model's precision.
+    pub cooperative_matrices: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tune: true }
+        Self { tune: true, cooperative_matrices: false }
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::shader::Abilities;
+use super::shader::{Abilities, Matrices};
+use super::tiling::SHARED_BY_MATRICES;
 
 /// Environment variable that chooses an adapter by its number in the list or a part of its name.
 pub const CHOICE: &str = "DIFFBULK_GPU";
@@ -30,14 +31,23 @@ pub struct Adapter {
     pub subgroups: Option<[u32; 2]>,
     /// Timestamps, for times of single operators.
     pub timestamps: bool,
-    /// Cooperative matrices (no shader uses them).
-    pub cooperative_matrices: bool,
+    /// Cooperative matrices that the shaders can use.
+    pub cooperative_matrices: Vec<CooperativeMatrices>,
     /// Largest buffer that a shader sees, in bytes.
     pub binding_bytes: u64,
     /// Shared memory of a workgroup, in bytes.
     pub workgroup_bytes: u32,
     /// Threads of a workgroup.
     pub workgroup_threads: u32,
+}
+
+/// Cooperative matrices: a subgroup multiplies two and adds to a third of float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CooperativeMatrices {
+    /// Rows and columns.
+    pub side: u32,
+    /// What is multiplied is float16, otherwise float32.
+    pub half: bool,
 }
 
 impl Adapter {
@@ -58,8 +68,7 @@ impl Adapter {
             half: features.contains(wgpu::Features::SHADER_F16),
             subgroups: subgroups.then_some([info.subgroup_min_size, info.subgroup_max_size]),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            cooperative_matrices: features
-                .contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+            cooperative_matrices: cooperative_matrices(adapter),
             binding_bytes: limits.max_storage_buffer_binding_size,
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             workgroup_threads: limits.max_compute_invocations_per_workgroup,
@@ -70,6 +79,30 @@ impl Adapter {
     pub fn is_software(&self) -> bool {
         self.kind == "software"
     }
+}
+
+/// The square ones with sums of float32, where the threads of a subgroup and the shared memory of a workgroup
+/// are what the shaders count on.
+fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrices> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
+    if !features.contains(needed)
+        || info.subgroup_min_size != info.subgroup_max_size
+        || (limits.max_compute_workgroup_storage_size as usize) < SHARED_BY_MATRICES
+    {
+        return vec![];
+    }
+    let mut found = vec![];
+    for of in adapter.cooperative_matrix_properties() {
+        let is_square = of.m_size == of.n_size && of.n_size == of.k_size;
+        let matrices = CooperativeMatrices { side: of.m_size, half: of.ab_type == F16 };
+        let known = matches!(of.ab_type, F16 | F32) && of.cr_type == F32;
+        if is_square && known && !found.contains(&matrices) {
+            found.push(matrices);
+        }
+    }
+    found
 }
 
 /// All adapters, the preferred first.
@@ -98,16 +131,19 @@ pub(super) struct Device {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) about: Adapter,
+    /// Shaders may use its cooperative matrices.
+    cooperative: bool,
     /// What went wrong outside of any call.
     failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Device {
-    /// Opens the preferred adapter, or the one that [`CHOICE`] names.
+    /// Opens the preferred adapter, or the one that [`CHOICE`] names; with its cooperative matrices, where it has
+    /// some and they are asked for.
     ///
     /// # Errors
     /// When there is none, or its driver refuses.
-    pub(super) fn open() -> Result<Self, String> {
+    pub(super) fn open(cooperative: bool) -> Result<Self, String> {
         let mut all = all();
         let Some(choice) = std::env::var(CHOICE).ok().filter(|choice| !choice.is_empty()) else {
             if all.is_empty() {
@@ -117,7 +153,7 @@ impl Device {
                         .into(),
                 );
             }
-            return Self::of(&all.swap_remove(0));
+            return Self::of(&all.swap_remove(0), cooperative);
         };
         let named = |adapter: &wgpu::Adapter| {
             adapter.get_info().name.to_lowercase().contains(&choice.to_lowercase())
@@ -129,28 +165,42 @@ impl Device {
                 all.len()
             )
         })?;
-        Self::of(&all.swap_remove(at))
+        Self::of(&all.swap_remove(at), cooperative)
     }
 
     /// The same, but none where nobody names an adapter and there is only software.
     ///
     /// # Errors
     /// As [`Device::open`].
-    pub(super) fn open_hardware() -> Result<Option<Self>, String> {
+    pub(super) fn open_hardware(cooperative: bool) -> Result<Option<Self>, String> {
         let named = std::env::var_os(CHOICE).is_some_and(|choice| !choice.is_empty());
         let worth = named || all().iter().any(|adapter| !Adapter::new(adapter).is_software());
-        if worth { Self::open().map(Some) } else { Ok(None) }
+        if worth { Self::open(cooperative).map(Some) } else { Ok(None) }
     }
 
-    fn of(adapter: &wgpu::Adapter) -> Result<Self, String> {
+    fn of(adapter: &wgpu::Adapter, cooperative: bool) -> Result<Self, String> {
         let about = Adapter::new(adapter);
-        let wanted =
+        let cooperative = cooperative && !about.cooperative_matrices.is_empty();
+        let mut wanted =
             wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
         let offered = adapter.limits();
+        let mut shared = wgpu::Limits::defaults().max_compute_workgroup_storage_size;
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if cooperative {
+            wanted |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            shared = SHARED_BY_MATRICES as u32;
+            // SAFETY: wgpu asks to accept that what is experimental may hold undefined behaviour, and does not
+            // check where cooperative matrices are read and written. The shaders that have some (see
+            // `Product::cooperative`) read and write them in arrays of their own workgroup alone, at places that
+            // are constants of the shader but for the number of a subgroup, which is held below their number;
+            // nothing of a model file decides them.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         // Core limits, but as large buffers as there are.
         let limits = wgpu::Limits {
             max_buffer_size: offered.max_buffer_size,
             max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+            max_compute_workgroup_storage_size: shared,
             ..wgpu::Limits::defaults()
         };
         let descriptor = wgpu::DeviceDescriptor {
@@ -158,6 +208,7 @@ impl Device {
             required_features: adapter.features() & wanted,
             required_limits: limits,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
+            experimental_features: experimental,
             ..Default::default()
         };
         let (device, queue) = block_on(adapter.request_device(&descriptor))
@@ -177,15 +228,22 @@ impl Device {
         device.set_device_lost_callback(move |reason, message| {
             note(format!("the device is lost ({reason:?}): {message}"));
         });
-        Ok(Self { device, queue, about, failure })
+        Ok(Self { device, queue, about, cooperative, failure })
     }
 
     /// What its shaders may use; `half` asks for float16 where there is.
     pub(super) fn abilities(&self, half: bool) -> Abilities {
+        let half = half && self.about.half;
+        let matrices = |subgroup: u32| {
+            let mut offered = self.about.cooperative_matrices.iter().filter(|_| self.cooperative);
+            let of = offered.find(|of| of.half == half)?;
+            Some(Matrices { side: of.side as usize, half, subgroup: subgroup as usize })
+        };
         Abilities {
-            half: half && self.about.half,
+            half,
             subgroups: self.about.subgroups.is_some(),
             shared: !self.about.is_software(),
+            matrices: self.about.subgroups.and_then(|[_, most]| matrices(most)),
         }
     }
 

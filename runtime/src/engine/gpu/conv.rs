@@ -2,11 +2,11 @@
 
 use super::lower::{Context, reach};
 use super::map::{Frame, Map};
-use super::pixelwise::elementwise;
-use super::shader::{Kernel, Weights, Writer, groups};
-use super::tiling::{Tiling, shape};
+use super::product::{Elements, Norm, Product};
+use super::shader::{Kernel, Weights, Writer};
+use super::tiling::{Choice, Extent, Tiling};
 use super::{Lowered, refuse, winograd};
-use crate::engine::fused::{Conv, FusedOp};
+use crate::engine::fused::{Conv, FusedOp, Input, Step};
 
 /// Checks the geometry of `conv` against its inputs; the size of what it makes.
 pub(super) fn frame(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Frame> {
@@ -67,18 +67,9 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &Conv) -> Lowered<Vec
         return depthwise(context, op, conv, frame).map(|kernel| vec![kernel]);
     }
     if let [transformed, products] = op.outputs[..] {
-        let scratch = [transformed, products].map(|id| &context.maps[id]);
-        return winograd::lower(context, op, conv, frame, scratch);
+        return winograd::lower(context, op, conv, frame, [transformed, products]);
     }
-    let k4: usize = op.inputs.iter().map(|input| context.maps[input.buffer].c4()).sum();
-    let shape = shape(op, conv, frame, k4);
-    let tiling =
-        context.choices.get(&shape).copied().unwrap_or_else(|| {
-            Tiling::usual(context.abilities.shared, frame.pixels(), frame.c4(), k4)
-        });
-    let mut kernel = product(context, op, conv, frame, tiling)?;
-    kernel.shape = Some(shape);
-    Ok(vec![kernel])
+    product(context, op, conv, frame).map(|kernel| vec![kernel])
 }
 
 /// Weights as the shaders read them: for each tap and each input channel (padded to whole elements
@@ -130,6 +121,19 @@ impl Geometry {
         }
     }
 
+    /// Of pixels that are read one by one where they lie.
+    pub(super) fn pointwise(writer: &mut Writer, [height, width]: [usize; 2]) -> Self {
+        let one = || ["1u".to_owned(), "1u".to_owned()];
+        let width = writer.number(width);
+        Self {
+            size: [writer.number(height), width.clone()],
+            out_width: width,
+            stride: one(),
+            dilation: one(),
+            padding: ["0u".to_owned(), "0u".to_owned()],
+        }
+    }
+
     /// Where pixel `pixel`'s window begins, in variables numbered `m`.
     pub(super) fn setup(&self, m: usize, pixel: &str) -> String {
         let (ow, [sy, sx], [pt, pl]) = (&self.out_width, &self.stride, &self.padding);
@@ -153,197 +157,82 @@ impl Geometry {
     }
 }
 
-fn product(
-    context: &Context,
-    op: &FusedOp,
-    conv: &Conv,
-    frame: Frame,
-    tiling: Tiling,
-) -> Lowered<Kernel> {
+/// What the shaders read of each source: offset, elements of a pixel, width, shift of enlarging.
+pub(super) fn rows(op: &FusedOp, sources: &[&Map]) -> Vec<[usize; 4]> {
+    let row = |(input, map): (&Input, &&Map)| {
+        [map.offset, map.c4(), map.width, input.upsample.trailing_zeros() as usize]
+    };
+    op.inputs.iter().zip(sources).map(row).collect()
+}
+
+/// What decides how fast a convolution's tilings are, in words.
+pub(super) fn shape(kind: &str, op: &FusedOp, conv: &Conv, frame: Frame, k4: usize) -> String {
+    let [kh, kw] = conv.kernel;
+    let enlarged = op.inputs.iter().any(|input| input.upsample > 1);
+    let normed = op.steps.iter().any(|step| matches!(step, Step::Norm { .. }));
+    format!(
+        "{kind} {}x{}x{} of {k4} {kh}x{kw}/{} from {}{}{}",
+        frame.height,
+        frame.width,
+        frame.c4(),
+        conv.stride[0],
+        op.inputs.len(),
+        if enlarged { " enlarged" } else { "" },
+        if normed { " normed" } else { "" }
+    )
+}
+
+fn product(context: &Context, op: &FusedOp, conv: &Conv, frame: Frame) -> Lowered<Kernel> {
     let mut writer = context.writer();
     let sources: Vec<&Map> = op.inputs.iter().map(|input| &context.maps[input.buffer]).collect();
     let size = [sources[0].height, sources[0].width].map(|size| size * op.inputs[0].upsample);
-    let n4 = frame.c4();
+    let (n4, k4) = (frame.c4(), sources.iter().map(|map| map.c4()).sum());
+    let norm = steps(&mut writer, op, frame)?;
+    let extent =
+        Extent { pixels: frame.pixels(), n4, k4, bytes: false, normed: norm.is_some() };
+    let shape = shape("conv", op, conv, frame, k4);
+    let choice = Choice::product(shape, context.abilities, extent, true);
+    let product = Product {
+        geometry: Geometry::new(&mut writer, size, frame.width, conv),
+        kernel: conv.kernel,
+        sources: rows(op, &sources),
+        frame,
+        planes: 1,
+        elements: Elements::Reals,
+        norm,
+    };
     let weights = Weights::Reals(packed(conv, &sources, n4));
-    let rows: Vec<[usize; 4]> = op
-        .inputs
-        .iter()
-        .zip(&sources)
-        .map(|(input, map)| {
-            [map.offset, map.c4(), map.width, input.upsample.trailing_zeros() as usize]
-        })
-        .collect();
-    let first = format!("{}u", writer.rows(&rows));
-    writer.steps("finish", &op.steps, frame)?;
-    let geometry = Geometry::new(&mut writer, size, frame.width, conv);
-    let n4_text = writer.number(n4);
-    let pixels_text = writer.number(frame.pixels());
-    let kernel = conv.kernel.map(|n| format!("i32({})", writer.number(n)));
-    let [kh, kw] = kernel;
-    let mut holes = vec![
-        ("$N4", n4_text.clone()),
-        ("$PIXELS", pixels_text.clone()),
-        ("$KH", kh),
-        ("$KW", kw),
-        ("$SOURCES", writer.number(rows.len())),
-        ("$FIRST", first),
-    ];
-    let lines =
-        |count: usize, line: &dyn Fn(usize) -> String| -> String { (0..count).map(line).collect() };
-    match tiling {
-        Tiling::Direct { pixels } => {
-            holes.extend([
-                ("$TM", pixels.to_string()),
-                (
-                    "$SETUP",
-                    lines(pixels, &|m| {
-                        let pixel = format!("min(first + {m}u, {pixels_text} - 1u)");
-                        geometry.setup(m, &pixel) + &format!("  var sum{m} = V(0.0);\n")
-                    }),
-                ),
-                ("$ADDRESS", lines(pixels, &|m| geometry.address(m, ""))),
-                (
-                    "$MULTIPLY",
-                    lines(pixels, &|m| {
-                        format!(
-                            "          let a{m} = select(V(0.0), V(arena[at{m} + c]), in{m});
-          sum{m} = fma(V(a{m}.x), b0, sum{m});
-          sum{m} = fma(V(a{m}.y), b1, sum{m});
-          sum{m} = fma(V(a{m}.z), b2, sum{m});
-          sum{m} = fma(V(a{m}.w), b3, sum{m});\n"
-                        )
-                    }),
-                ),
-                (
-                    "$STORE",
-                    lines(pixels, &|m| {
-                        format!(
-                            "  if (first + {m}u < {pixels_text}) {{ finish(sum{m}, p{m}, n4); }}\n"
-                        )
-                    }),
-                ),
-            ]);
-            let template = include_str!("shaders/conv_direct.wgsl");
-            let count = frame.pixels().div_ceil(pixels) * n4;
-            Ok(writer.finish("conv direct", template, &holes, weights, groups(count, 64)))
-        }
-        Tiling::Shared { threads: [down, across], pixels, elements, depth } => {
-            let (bm, bn4, threads) = (down * pixels, across * elements, down * across);
-            let (left, right) = (bm * depth, 4 * depth * bn4);
-            // Each thread fetches elements of one depth, of pixels `threads / depth` apart.
-            let fetched = left.div_ceil(threads);
-            let step = threads / depth;
-            let brought = right.div_ceil(threads);
-            holes.extend([
-                ("$BM", bm.to_string()),
-                ("$BN4", bn4.to_string()),
-                ("$BK4", depth.to_string()),
-                ("$TM", pixels.to_string()),
-                ("$TN", elements.to_string()),
-                ("$WN", across.to_string()),
-                ("$THREADS", threads.to_string()),
-                ("$LEFT", left.to_string()),
-                ("$RIGHT", right.to_string()),
-                (
-                    "$SETUP",
-                    lines(fetched, &|m| {
-                        let pixel =
-                            format!("first + thread / {depth}u + {}u", m * step);
-                        geometry.setup(m, &pixel)
-                    }) + &lines(pixels, &|m| {
-                        lines(elements, &|n| format!("  var sum{m}_{n} = V(0.0);\n"))
-                    }),
-                ),
-                (
-                    "$ADDRESS",
-                    lines(fetched, &|m| geometry.address(m, &format!(" && p{m} < {pixels_text}"))),
-                ),
-                (
-                    "$LOAD_LEFT",
-                    lines(fetched, &|m| {
-                        let load = format!(
-                            "          left[depth * {bm}u + thread / {depth}u + {}u] = \
-                             select(S(), arena[at{m} + select(0u, c + depth, full)], in{m} && full);\n",
-                            m * step
-                        );
-                        guarded(&load, left, threads, m)
-                    }),
-                ),
-                (
-                    "$LOAD_RIGHT",
-                    lines(brought, &|s| {
-                        let load = format!(
-                            "          {{
-            let i = thread + {}u;
-            let r = i / {bn4}u;
-            let n = first4 + i % {bn4}u;
-            let is = n < {n4_text} && r < 4u * (source.y - c);
-            right[i] = select(S(), weights[select(0u, (k + r) * {n4_text} + n, is)], is);
-          }}\n",
-                            s * threads
-                        );
-                        guarded(&load, right, threads, s)
-                    }),
-                ),
-                (
-                    "$MULTIPLY",
-                    lines(pixels, &|m| {
-                        format!("            let a{m} = V(left[d * {bm}u + row + {}u]);\n", m * down)
-                    }) + &lines(4, &|lane| {
-                        let load = lines(elements, &|n| {
-                            format!(
-                                "            let b{lane}_{n} = V(right[(4u * d + {lane}u) * {bn4}u + \
-                                 column + {}u]);\n",
-                                n * across
-                            )
-                        });
-                        let x = ["x", "y", "z", "w"][lane];
-                        load + &lines(pixels, &|m| {
-                            lines(elements, &|n| {
-                                format!(
-                                    "            sum{m}_{n} = fma(V(a{m}.{x}), b{lane}_{n}, sum{m}_{n});\n"
-                                )
-                            })
-                        })
-                    }),
-                ),
-                (
-                    "$STORE",
-                    lines(pixels, &|m| {
-                        lines(elements, &|n| {
-                            format!(
-                                "  {{
-    let pixel = first + row + {}u;
-    let c4 = first4 + column + {}u;
-    if (pixel < {pixels_text} && c4 < {n4_text}) {{ finish(sum{m}_{n}, pixel, c4); }}
-  }}\n",
-                                m * down,
-                                n * across
-                            )
-                        })
-                    }),
-                ),
-            ]);
-            let template = include_str!("shaders/conv_tiled.wgsl");
-            let groups = [n4.div_ceil(bn4) as u32, frame.pixels().div_ceil(bm) as u32];
-            Ok(writer.finish("conv tiled", template, &holes, weights, groups))
-        }
-    }
+    let mut kernel = match context.tiling(&choice) {
+        Tiling::Direct { pixels } => product.direct(writer, "conv direct", weights, pixels),
+        tiling => product.tiled(writer, "conv tiled", weights, tiling)?,
+    };
+    kernel.choice = Some(choice);
+    Ok(kernel)
 }
 
-/// Part `part` of a tile of `all` elements that `threads` threads fill.
-fn guarded(load: &str, all: usize, threads: usize, part: usize) -> String {
-    if (part + 1) * threads <= all {
-        load.to_owned()
-    } else {
-        format!("          if (thread + {}u < {all}u) {{\n{load}          }}\n", part * threads)
-    }
+/// Functions for the steps of `op`: `finish`, and `before` a pixel norm, if there is one.
+fn steps(writer: &mut Writer, op: &FusedOp, frame: Frame) -> Lowered<Option<Norm>> {
+    let norm = op.steps.iter().enumerate().find_map(|(at, step)| match step {
+        Step::Norm { epsilon } => Some((at, *epsilon)),
+        _ => None,
+    });
+    let Some((at, epsilon)) = norm else {
+        writer.steps("finish", &op.steps, frame)?;
+        return Ok(None);
+    };
+    writer.steps("before", &op.steps[..at], frame)?;
+    writer.steps("finish", &op.steps[at + 1..], frame)?;
+    let whole = frame.channels.is_multiple_of(4);
+    Ok(Some(Norm {
+        share: writer.real(1.0 / frame.channels as f32),
+        epsilon: writer.real(epsilon),
+        channels: (!whole).then(|| writer.number(frame.channels)),
+    }))
 }
 
-/// One thread a pixel and four channels.
 fn depthwise(context: &Context, op: &FusedOp, conv: &Conv, frame: Frame) -> Lowered<Kernel> {
     let mut writer = context.writer();
-    let source = *context.first(op)?;
+    let source = context.first(op)?;
     let taps = conv.kernel[0] * conv.kernel[1];
     let c4 = frame.c4();
     let mut packed = vec![0.0; taps * c4 * 4];
@@ -352,26 +241,16 @@ fn depthwise(context: &Context, op: &FusedOp, conv: &Conv, frame: Frame) -> Lowe
             packed[tap * c4 * 4 + c] = *weight;
         }
     }
-    let geometry = Geometry::new(&mut writer, [source.height, source.width], frame.width, conv);
-    let [kh, kw] = conv.kernel.map(|n| writer.number(n));
-    let first = writer.rows(&[[source.offset, source.c4(), source.width, 0]]);
-    writer.function(&format!(
-        "fn core(pixel: u32, c4: u32) -> V {{
-  let source = params[{first}];
-{}  var sum = V(0.0);
-  var w = c4;
-  for (var ky = 0; ky < i32({kh}); ky++) {{
-    for (var kx = 0; kx < i32({kw}); kx++) {{
-{}        if (in0) {{ sum = fma(V(arena[at0 + c4]), V(weights[w]), sum); }}
-      w += source.y;
-    }}
-  }}
-  return sum;
-}}",
-        geometry.setup(0, "pixel"),
-        geometry.address(0, "")
-    ));
-    let mut kernel = elementwise(writer, "depthwise", &op.steps, frame)?;
-    kernel.weights = Weights::Reals(packed);
-    Ok(kernel)
+    writer.steps("finish", &op.steps, frame)?;
+    let product = Product {
+        geometry: Geometry::new(&mut writer, [source.height, source.width], frame.width, conv),
+        kernel: conv.kernel,
+        sources: rows(op, &[source]),
+        frame,
+        planes: 1,
+        elements: Elements::Reals,
+        norm: None,
+    };
+    let shape = shape("depthwise", op, conv, frame, source.c4());
+    product.by_channel(context, writer, "depthwise", Weights::Reals(packed), shape)
 }

@@ -6,17 +6,16 @@
 //! out, `(128 - zero point)` times the sum of an output's weights, is the same for every pixel and goes
 //! into the bias.
 
-use super::conv::{Geometry, frame};
+use super::conv::{Geometry, frame, rows, shape};
 use super::lower::Context;
 use super::map::{Frame, Map};
-use super::pixelwise::{norm, threads};
+use super::pixelwise::norm;
+use super::product::{Elements, Product};
 use super::requantise::{append, digits, finish, looked_up, rounded, start};
-use super::shader::{Kernel, Weights, groups};
+use super::shader::{Kernel, Weights};
+use super::tiling::{Choice, Extent, Tiling};
 use super::{Lowered, refuse};
-use crate::engine::fused::{Bias, Core, FusedOp, Grid, Input, IntegerConv, Step, tables};
-
-/// Pixels a thread.
-const PIXELS: usize = 4;
+use crate::engine::fused::{Bias, Core, FusedOp, Grid, IntegerConv, Step, tables};
 
 pub(super) fn lower(context: &Context, op: &FusedOp, conv: &IntegerConv) -> Lowered<Vec<Kernel>> {
     let geometry = &conv.conv;
@@ -102,14 +101,6 @@ fn normed(
     norm(writer, "int8 conv, norm", rest, frame, Weights::Words(weights))
 }
 
-/// What the shaders read of each source: first word, words a pixel, width, shift of enlarging.
-fn rows(op: &FusedOp, sources: &[&Map]) -> Vec<[usize; 4]> {
-    let row = |(input, map): (&Input, &&Map)| {
-        [map.offset, map.c4(), map.width, input.upsample.trailing_zeros() as usize]
-    };
-    op.inputs.iter().zip(sources).map(row).collect()
-}
-
 /// Digit by digit, for each tap and four channels of a source: the words of four output channels.
 fn packed(conv: &IntegerConv, sources: &[&Map], n4: usize, taps: usize) -> Vec<Vec<u32>> {
     let k4: usize = sources.iter().map(|map| map.c4()).sum();
@@ -142,81 +133,41 @@ fn product(
     frame: Frame,
 ) -> Lowered<Kernel> {
     let mut writer = context.writer();
+    let geometry = &conv.conv;
     let size = [sources[0].height, sources[0].width].map(|size| size * op.inputs[0].upsample);
     let n4 = frame.c4();
-    let planes = packed(conv, sources, n4, conv.conv.kernel[0] * conv.conv.kernel[1]);
-    let (count, plane) = (planes.len(), planes[0].len() / 4);
+    let planes = packed(conv, sources, n4, geometry.kernel[0] * geometry.kernel[1]);
+    let (digits, plane) = (planes.len(), planes[0].len() / 4);
     let mut weights = planes.concat();
     let begin = finish(&mut writer, op, conv, frame, &mut weights)?;
-    let begin: Vec<String> = begin.iter().map(|begin| begin.replace("+ c4", "+ n4")).collect();
-    let plane = writer.number(plane);
-    let powers: Vec<String> = conv.powers().iter().map(|power| format!("{power:?}")).collect();
-    let rows = rows(op, sources);
-    let first = writer.rows(&rows);
-    let geometry = Geometry::new(&mut writer, size, frame.width, &conv.conv);
-    let pixels = writer.number(frame.pixels());
-    let [kh, kw] = conv.conv.kernel.map(|n| format!("i32({})", writer.number(n)));
-    let zero = writer.word(word([zero(conv.input); 4]));
-    let lines = |line: &dyn Fn(usize) -> String| -> String { (0..PIXELS).map(line).collect() };
-    let each = |line: &dyn Fn(usize) -> String| -> String { (0..count).map(line).collect() };
-    let holes = [
-        ("$N4", writer.number(n4)),
-        ("$PIXELS", pixels.clone()),
-        ("$KH", kh),
-        ("$KW", kw),
-        ("$SOURCES", writer.number(rows.len())),
-        ("$FIRST", format!("{first}u")),
-        ("$TM", PIXELS.to_string()),
-        (
-            "$SETUP",
-            lines(&|m| {
-                let pixel = format!("min(first + {m}u, {pixels} - 1u)");
-                let sums = each(&|k| format!("  var sum{m}_{k} = {};\n", begin[k]));
-                geometry.setup(m, &pixel) + &sums
-            }),
-        ),
-        ("$ADDRESS", lines(&|m| geometry.address(m, "").replace("base +", "words_base +"))),
-        (
-            "$WEIGHTS",
-            each(&|k| match k {
-                0 => "          let w0 = weights[k];\n".into(),
-                _ => format!("          let w{k} = weights[k + {k}u * {plane}];\n"),
-            }),
-        ),
-        (
-            "$MULTIPLY",
-            lines(&|m| {
-                format!("        let a{m} = select({zero}, words[at{m} + c], in{m});\n")
-                    + &each(&|k| {
-                        format!(
-                            "        sum{m}_{k} += vec4<i32>(
-          dot4I8Packed(a{m}, w{k}.x), dot4I8Packed(a{m}, w{k}.y),
-          dot4I8Packed(a{m}, w{k}.z), dot4I8Packed(a{m}, w{k}.w),
-        );\n"
-                        )
-                    })
-            }),
-        ),
-        (
-            "$STORE",
-            lines(&|m| {
-                // Powers of two: no product is rounded.
-                let sum: Vec<String> = (0..count)
-                    .map(|k| match count {
-                        1 => format!("V(sum{m}_{k})"),
-                        _ => format!("V(sum{m}_{k}) * {}", powers[k]),
-                    })
-                    .collect();
-                let sum =
-                    sum.into_iter().reduce(|so_far, next| format!("exact({so_far} + {next})"));
-                let sum = sum.unwrap_or_default();
-                format!("  if (first + {m}u < {pixels}) {{ finish_sum({sum}, p{m}, n4); }}\n")
-            }),
-        ),
-    ];
-    let template = include_str!("shaders/integer_conv.wgsl");
-    let count = frame.pixels().div_ceil(PIXELS) * n4;
-    Ok(writer.finish("int8 conv", template, &holes, Weights::Words(weights), groups(count, 64)))
+    let product = Product {
+        geometry: Geometry::new(&mut writer, size, frame.width, geometry),
+        kernel: geometry.kernel,
+        sources: rows(op, sources),
+        frame,
+        planes: 1,
+        elements: Elements::Bytes {
+            outside: writer.word(word([zero(conv.input); 4])),
+            begin,
+            powers: conv.powers(),
+            plane: writer.number(plane),
+        },
+        norm: None,
+    };
+    let k4 = sources.iter().map(|map| map.c4()).sum();
+    let shape = shape("int8 conv", op, geometry, frame, k4);
+    let extent = Extent { pixels: frame.pixels(), n4, k4, bytes: true, normed: false };
+    let choice = match digits {
+        1 => Choice::product(shape, context.abilities, extent, true),
+        // All digits are multiplied with what is read once.
+        _ => Choice::direct(shape, &[4, 2, 1]),
+    };
+    let weights = Weights::Words(weights);
+    let kernel = match context.tiling(&choice) {
+        Tiling::Direct { pixels } => product.direct(writer, "int8 conv direct", weights, pixels),
+        tiling => product.tiled(writer, "int8 conv tiled", weights, tiling)?,
+    };
+    Ok(Kernel { choice: Some(choice), ..kernel })
 }
 
 fn depthwise(
@@ -227,10 +178,9 @@ fn depthwise(
     frame: Frame,
 ) -> Lowered<Kernel> {
     let mut writer = context.writer();
-    let c4 = frame.c4();
     let taps = conv.conv.kernel[0] * conv.conv.kernel[1];
     // For each tap, four of these words an element: one word holds four channels.
-    let quads = c4.div_ceil(4);
+    let quads = frame.c4().div_ceil(4);
     let mut bytes = vec![[0i8; 4]; taps * quads * 4];
     for c in 0..frame.channels {
         for tap in 0..taps {
@@ -239,33 +189,26 @@ fn depthwise(
     }
     let mut weights: Vec<u32> = bytes.into_iter().map(word).collect();
     let begin = finish(&mut writer, op, conv, frame, &mut weights)?;
-    let [begin] = &begin[..] else {
+    if begin.len() != 1 {
         return refuse("weights of several digits, channel by channel");
-    };
-    let first = writer.rows(&[[source.offset, c4, source.width, 0]]);
+    }
     let size = [source.height, source.width];
-    let geometry = Geometry::new(&mut writer, size, frame.width, &conv.conv);
-    let [kh, kw] = conv.conv.kernel.map(|n| writer.number(n));
-    let (zero, quads) = (writer.word(word([zero(conv.input); 4])), writer.number(quads));
-    writer.function(&format!(
-        "fn core(pixel: u32, c4: u32) -> vec4<i32> {{
-  let source = params[{first}];
-{}  var sum = {begin};
-  var w = c4 / 4u;
-  for (var ky = 0; ky < i32({kh}); ky++) {{
-    for (var kx = 0; kx < i32({kw}); kx++) {{
-{}        let a = unpack4xI8(select({zero}, words[at0 + c4], in0));
-        sum += a * unpack4xI8(weights[w][c4 % 4u]);
-        w += {quads};
-    }}
-  }}
-  return sum;
-}}
-fn finish(sum: vec4<i32>, pixel: u32, c4: u32) {{ finish_sum(V(sum), pixel, c4); }}",
-        geometry.setup(0, "pixel"),
-        geometry.address(0, "").replace("base +", "words_base +")
-    ));
-    Ok(threads(writer, "int8 depthwise", frame, Weights::Words(weights)))
+    let product = Product {
+        geometry: Geometry::new(&mut writer, size, frame.width, &conv.conv),
+        kernel: conv.conv.kernel,
+        sources: rows(op, &[source]),
+        frame,
+        planes: 1,
+        elements: Elements::Bytes {
+            outside: writer.word(word([zero(conv.input); 4])),
+            begin,
+            powers: conv.powers(),
+            plane: String::new(),
+        },
+        norm: None,
+    };
+    let shape = shape("int8 depthwise", op, &conv.conv, frame, source.c4());
+    product.by_channel(context, writer, "int8 depthwise", Weights::Words(weights), shape)
 }
 
 /// The byte that means 0, as it is kept.

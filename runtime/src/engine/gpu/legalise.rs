@@ -6,7 +6,7 @@ use tract_onnx::prelude::Datum;
 use super::join::join;
 use super::map::dims;
 use super::shader::Abilities;
-use super::{integer, winograd};
+use super::{integer, tiling, winograd};
 use crate::engine::fused::{
     BufferId, BufferSpec, Core, FusedGraph, FusedOp, Input, IntegerConv, Layout, Step,
 };
@@ -57,7 +57,7 @@ impl Legal {
         let Some(at) = op.steps.iter().position(|step| matches!(step, Step::Norm { .. })) else {
             return self.lowered(op);
         };
-        if matches!(op.core, Core::Pool(_)) || integer::takes_norm(&op) {
+        if matches!(op.core, Core::Pool(_)) || integer::takes_norm(&op) || self.takes_norm(&op) {
             return self.lowered(op);
         }
         let rest = op.steps.split_off(at);
@@ -79,14 +79,28 @@ impl Legal {
         self.map(&[Input { buffer, upsample: 1 }], rest);
     }
 
+    /// Whether the workgroups of a convolution of reals have all channels of their pixels, of which they
+    /// take one norm.
+    fn takes_norm(&self, op: &FusedOp) -> bool {
+        let Core::Conv(conv) = &op.core else { return false };
+        let norms = op.steps.iter().filter(|step| matches!(step, Step::Norm { .. })).count();
+        conv.groups == 1
+            && norms == 1
+            && tiling::takes_norm(self.abilities, conv.outputs.div_ceil(4))
+            && self.winograd(op).is_none()
+    }
+
+    /// Sizes of the scratch of a convolution that is computed by Winograd's transforms.
+    fn winograd(&self, op: &FusedOp) -> Option<[Layout; 2]> {
+        let Core::Conv(conv) = &op.core else { return None };
+        // Transformed values would lose too much in float16.
+        let able = self.abilities.shared && !self.abilities.half;
+        able.then(|| winograd::scratch(conv, op, &self.graph.buffers)).flatten()
+    }
+
     /// An operator as it is lowered, with the scratch it needs.
     fn lowered(&mut self, mut op: FusedOp) {
-        // Transformed values would lose too much in float16.
-        if let Core::Conv(conv) = &op.core
-            && self.abilities.shared
-            && !self.abilities.half
-            && let Some(layouts) = winograd::scratch(conv, &op, &self.graph.buffers)
-        {
+        if let Some(layouts) = self.winograd(&op) {
             op.outputs = layouts.map(|layout| self.temporary(layout)).to_vec();
         }
         self.graph.ops.push(op);

@@ -3,6 +3,7 @@
 use super::map::{Frame, Map};
 use super::reduce::moments;
 use super::shader::{Abilities, Kernel, Writer};
+use super::tiling::{Choice, Tiling};
 use super::tune::Choices;
 use super::{Lowered, conv, integer, refuse};
 use crate::engine::fused::{Core, FusedGraph, FusedOp, Step};
@@ -29,6 +30,12 @@ impl Context<'_> {
     /// A writer for one shader.
     pub(super) fn writer(&self) -> Writer<'_> {
         Writer::new(self.maps, self.abilities, self.strides, self.quantised)
+    }
+
+    /// The tiling that was measured to be the fastest, or the usual one.
+    pub(super) fn tiling(&self, choice: &Choice) -> Tiling {
+        let known = self.choices.get(&choice.shape);
+        known.copied().filter(|tiling| choice.tilings.contains(tiling)).unwrap_or(choice.tilings[0])
     }
 
     /// The map that the first input reads.

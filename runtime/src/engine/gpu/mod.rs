@@ -12,6 +12,7 @@
 pub mod adapter;
 mod bytes;
 mod conv;
+mod direct;
 mod integer;
 mod join;
 mod legalise;
@@ -19,6 +20,7 @@ mod lower;
 mod map;
 mod peak;
 mod pixelwise;
+mod product;
 mod program;
 mod reduce;
 #[cfg(test)]
@@ -80,7 +82,8 @@ pub(crate) fn open(
     proto: Cow<ModelProto>,
     options: &Options,
 ) -> Result<Box<dyn Engine>> {
-    open_on(Device::open().map_err(failure)?, model, proto, options)
+    let device = Device::open(options.cooperative_matrices).map_err(failure)?;
+    open_on(device, model, proto, options)
 }
 
 /// Loads `model` on an adapter that is no software, if there is one or the user names another.
@@ -89,7 +92,7 @@ pub(crate) fn open_hardware(
     proto: Cow<ModelProto>,
     options: &Options,
 ) -> Result<Option<Box<dyn Engine>>> {
-    let device = Device::open_hardware().map_err(failure)?;
+    let device = Device::open_hardware(options.cooperative_matrices).map_err(failure)?;
     device.map(|device| open_on(device, model, proto, options)).transpose()
 }
 
@@ -109,6 +112,11 @@ fn open_on(
     })?;
     let device = Arc::new(device);
     let abilities = device.abilities(half);
+    if options.cooperative_matrices && abilities.matrices.is_none() {
+        let kind = if abilities.half { "float16" } else { "float32" };
+        let name = &device.about.name;
+        tracing::warn!("adapter {name} has no cooperative matrices of {kind}: it does without");
+    }
     let software = device.about.is_software();
     // A program that plays a device gains nothing from batches, and its times say nothing.
     let batch = if software { 1 } else { BATCH };
@@ -137,7 +145,8 @@ fn open_on(
     }
     let program = Arc::new(program);
     let kind = if abilities.half { "float16" } else { "float32" };
-    let about = format!("{} ({}), {kind}", device.about.name, device.about.backend);
+    let matrices = if abilities.matrices.is_some() { ", cooperative matrices" } else { "" };
+    let about = format!("{} ({}), {kind}{matrices}", device.about.name, device.about.backend);
     let resident = Resident::new(device, Arc::clone(&program), batch).map_err(failure)?;
     let resident = Arc::new(resident);
     let desk = Desk::open(Arc::clone(&resident)).map_err(failure)?;

@@ -231,21 +231,10 @@ pub(super) fn elementwise(
     frame: Frame,
 ) -> Lowered<Kernel> {
     writer.steps("finish", steps, frame)?;
-    Ok(threads(writer, kind, frame, Weights::default()))
-}
-
-/// One thread a pixel and four channels, for functions `core(pixel, c4)` and
-/// `finish(value, pixel, c4)`.
-pub(super) fn threads(
-    mut writer: Writer,
-    kind: &'static str,
-    frame: Frame,
-    weights: Weights,
-) -> Kernel {
     let count = frame.pixels() * frame.c4();
     let holes = [("$COUNT", writer.number(count)), ("$C4", writer.number(frame.c4()))];
     let template = include_str!("shaders/elementwise.wgsl");
-    writer.finish(kind, template, &holes, weights, groups(count, 64))
+    Ok(writer.finish(kind, template, &holes, Weights::default(), groups(count, 64)))
 }
 
 /// The same with pixel norms among the steps: four threads of a pixel share its sum of squares, which is so taken in

@@ -12,6 +12,7 @@ use super::lower::Context;
 use super::map::{self, Map, Places};
 use super::reduce::statistics_words;
 use super::shader::{Abilities, Kernel, Weights};
+use super::tiling::Choice;
 use super::tune::Choices;
 use super::{Lowered, bytes, refuse};
 use crate::engine::fused::{BufferId, Core, FusedGraph, FusedOp};
@@ -67,8 +68,8 @@ pub(super) struct About {
     pub(super) kernel: String,
     /// Multiply-accumulates of the direct form.
     pub(super) macs: u64,
-    /// The shape that its tiling is chosen by, where there is a choice.
-    pub(super) shape: Option<String>,
+    /// The tilings there were to choose from.
+    pub(super) choice: Option<Choice>,
     /// Bytes that must be read and written at least: maps and weights, each once.
     pub(super) bytes: u64,
 }
@@ -142,7 +143,7 @@ impl Program {
             };
             let traffic: usize = op.reads().chain(op.writes()).map(size).sum();
             let start = program.constants.len();
-            let shape = kernels.iter().find_map(|kernel| kernel.shape.clone());
+            let choice = kernels.iter().find_map(|kernel| kernel.choice.clone());
             let kinds: Vec<&str> = kernels.iter().map(|kernel| kernel.kind).collect();
             for kernel in kernels {
                 program.push(k, kernel, &mut known);
@@ -151,7 +152,7 @@ impl Program {
                 name: op.name.clone(),
                 line,
                 kernel: kinds.join(", "),
-                shape,
+                choice,
                 macs: macs(op, &graph),
                 bytes: (traffic + program.constants.len() - start) as u64,
             });

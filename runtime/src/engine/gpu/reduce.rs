@@ -4,7 +4,9 @@
 use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::elementwise;
+use super::product::lines;
 use super::shader::{Kernel, Weights, Writer};
+use super::tiling::{Choice, Tiling};
 use super::{Lowered, refuse};
 use crate::engine::fused::{Attention, Dense, FusedOp, Step};
 
@@ -41,14 +43,57 @@ impl Context<'_> {
             }
         }
         writer.steps("finish", &op.steps, frame)?;
-        let holes = [("$K4", writer.number(k4)), ("$SOURCES", writer.number(sources.len()))];
+        let choice = Choice::rows(format!("matrix {} of {k4}", frame.c4()), frame.c4());
+        let Tiling::Rows { elements } = self.tiling(&choice) else {
+            return refuse("a matrix has rows alone");
+        };
+        let n4 = writer.number(frame.c4());
+        let [builtins, (_, arguments)] = over_workgroup(&mut writer, 64);
         let rows: Vec<[usize; 4]> =
             sources.iter().map(|map| [map.offset, map.c4(), 0, 0]).collect();
-        let first = ("$FIRST", format!("{}u", writer.rows(&rows)));
+        let holes = vec![
+            ("$K4", writer.number(k4)),
+            ("$SOURCES", writer.number(sources.len())),
+            ("$FIRST", format!("{}u", writer.rows(&rows))),
+            (
+                "$SETUP",
+                lines(elements, |e| {
+                    format!(
+                        "  var sum{e} = V(0.0);
+  var row{e} = min(group.x * {elements}u + {e}u, {n4} - 1u) * $K4;\n"
+                    )
+                }),
+            ),
+            (
+                "$MULTIPLY",
+                lines(elements, |e| {
+                    format!(
+                        "      let w{e} = (row{e} + k) * 4u;
+      sum{e} += V(
+        dot(V(weights[w{e}]), x), dot(V(weights[w{e} + 1u]), x),
+        dot(V(weights[w{e} + 2u]), x), dot(V(weights[w{e} + 3u]), x),
+      );\n"
+                    )
+                }),
+            ),
+            ("$NEXT", lines(elements, |e| format!("    row{e} += source.y;\n"))),
+            (
+                "$STORE",
+                lines(elements, |e| {
+                    format!(
+                        "  let total{e} = over_workgroup(sum{e}, thread{arguments});
+  if (thread == 0u && group.x * {elements}u + {e}u < {n4}) {{
+    finish(total{e}, 0u, group.x * {elements}u + {e}u);
+  }}\n"
+                    )
+                }),
+            ),
+        ];
         let template = include_str!("shaders/dense.wgsl");
-        let holes = [holes.to_vec(), vec![first], over_workgroup(&mut writer, 64)].concat();
-        let weights = Weights::Reals(packed);
-        Ok(writer.finish("dense", template, &holes, weights, [frame.c4() as u32, 1]))
+        let holes = [holes, vec![builtins]].concat();
+        let groups = [frame.c4().div_ceil(elements) as u32, 1];
+        let kernel = writer.finish("dense", template, &holes, Weights::Reals(packed), groups);
+        Ok(Kernel { choice: Some(choice), ..kernel })
     }
 
     /// Statistics of each group, then what is made of them.
@@ -75,7 +120,7 @@ impl Context<'_> {
             ("$EPSILON", writer.real(epsilon)),
         ];
         let template = include_str!("shaders/statistics.wgsl");
-        let holes = [holes, over_workgroup(&mut writer, 256)].concat();
+        let holes = [holes, over_workgroup(&mut writer, 256).to_vec()].concat();
         let statistics =
             writer.finish("statistics", template, &holes, Weights::default(), [count as u32, 1]);
 
@@ -114,7 +159,6 @@ impl Context<'_> {
     }
 
     pub(super) fn attention(&self, op: &FusedOp, attention: &Attention) -> Lowered<Kernel> {
-        const TILE: usize = 16;
         let mut writer = self.writer();
         let source = *self.first(op)?;
         let channels = attention.heads * attention.dim;
@@ -132,6 +176,18 @@ impl Context<'_> {
         let frame = Frame { channels, ..source.frame() };
         writer.steps("finish", &op.steps, frame)?;
         let d4 = attention.dim / 4;
+        let shape = format!(
+            "attention {} of {}x{}{}",
+            source.pixels(),
+            attention.heads,
+            d4,
+            if self.quantised { " exact" } else { "" }
+        );
+        let choice = Choice::queries(shape, d4, !self.quantised);
+        let Tiling::Queries { threads, keys } = self.tiling(&choice) else {
+            return refuse("attention is cut by queries alone");
+        };
+        let groups = [source.pixels().div_ceil(threads) as u32, attention.heads as u32];
         if self.quantised {
             let epsilon = attention.norm.map_or("0.0".into(), |epsilon| writer.real(epsilon));
             let norm = if attention.norm.is_some() { "norm_of(at)" } else { "1.0" };
@@ -145,10 +201,11 @@ impl Context<'_> {
                 ("$SHARE", writer.real(1.0 / attention.dim as f32)),
                 ("$EPSILON", epsilon),
                 ("$D4", d4.to_string()),
+                ("$THREADS", threads.to_string()),
             ];
             let template = include_str!("shaders/attention_exact.wgsl");
-            let groups = [source.pixels().div_ceil(64) as u32, attention.heads as u32];
-            return Ok(writer.finish("attention", template, &holes, Weights::default(), groups));
+            let kernel = writer.finish("attention", template, &holes, Weights::default(), groups);
+            return Ok(Kernel { choice: Some(choice), ..kernel });
         }
         let each = |line: &dyn Fn(usize) -> String| (0..d4).map(line).collect::<String>();
         let norm = match attention.norm {
@@ -169,8 +226,9 @@ impl Context<'_> {
             ("$SCALE", writer.real(attention.scale)),
             ("$NORM", norm),
             ("$D4", d4.to_string()),
-            ("$TILE", TILE.to_string()),
-            ("$KEYS", (TILE * d4).to_string()),
+            ("$THREADS", threads.to_string()),
+            ("$TILE", keys.to_string()),
+            ("$KEYS", (keys * d4).to_string()),
             (
                 "$QUERY",
                 each(&|d| {
@@ -194,8 +252,8 @@ impl Context<'_> {
             ),
         ];
         let template = include_str!("shaders/attention.wgsl");
-        let groups = [source.pixels().div_ceil(64) as u32, attention.heads as u32];
-        Ok(writer.finish("attention", template, &holes, Weights::default(), groups))
+        let kernel = writer.finish("attention", template, &holes, Weights::default(), groups);
+        Ok(Kernel { choice: Some(choice), ..kernel })
     }
 }
 
@@ -244,7 +302,7 @@ pub(super) fn moments(
 }
 
 /// A function that sums over a workgroup of `threads`, and the holes for its arguments.
-fn over_workgroup(writer: &mut Writer, threads: usize) -> Vec<(&'static str, String)> {
+fn over_workgroup(writer: &mut Writer, threads: usize) -> [(&'static str, String); 2] {
     let subgroups = writer.abilities().subgroups;
     let template = match subgroups {
         true => include_str!("shaders/sum_subgroups.wgsl"),
@@ -260,5 +318,5 @@ fn over_workgroup(writer: &mut Writer, threads: usize) -> Vec<(&'static str, Str
         ),
         false => ("", ""),
     };
-    vec![("$SUBGROUP", builtins.into()), ("$SUBGROUP_ARGUMENTS", arguments.into())]
+    [("$SUBGROUP", builtins.into()), ("$SUBGROUP_ARGUMENTS", arguments.into())]
 }

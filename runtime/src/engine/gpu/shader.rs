@@ -4,6 +4,7 @@
 //! same form share one pipeline; the text is its own key.
 
 use super::map::{Frame, Map, round_up};
+use super::tiling::Choice;
 use super::{Lowered, refuse};
 use crate::engine::fused::{Activation, BufferId, Channels, Grid, Input, Step};
 
@@ -24,6 +25,19 @@ pub(super) struct Abilities {
     pub(super) subgroups: bool,
     /// Tiles in shared memory pay: false for adapters that emulate it.
     pub(super) shared: bool,
+    /// Cooperative matrices, where they are asked for.
+    pub(super) matrices: Option<Matrices>,
+}
+
+/// Cooperative matrices of an adapter: a subgroup multiplies two and adds to a third, of float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Matrices {
+    /// Rows and columns.
+    pub(super) side: usize,
+    /// What is multiplied is float16, otherwise float32.
+    pub(super) half: bool,
+    /// Threads of a subgroup.
+    pub(super) subgroup: usize,
 }
 
 /// A shader with everything that one dispatch of it needs, but the buffers.
@@ -41,8 +55,8 @@ pub(super) struct Kernel {
     pub(super) factors: Vec<f32>,
     /// Workgroups in x and y; z counts tiles.
     pub(super) groups: [u32; 2],
-    /// The shape that its tiling is chosen by, where there is a choice.
-    pub(super) shape: Option<String>,
+    /// The tilings there were to choose from.
+    pub(super) choice: Option<Choice>,
 }
 
 /// Constant operands as they are uploaded.
@@ -324,6 +338,9 @@ impl<'a> Writer<'a> {
         if self.abilities.half {
             source.push_str("enable f16;\n");
         }
+        if body.contains("coop_mat") {
+            source.push_str("enable wgpu_cooperative_matrix;\n");
+        }
         source.push_str(&format!("alias S = vec4<{element}>;\n"));
         let mut prelude = PRELUDE.replace("PARAMS", &(self.params.len() / 4).to_string());
         if matches!(weights, Weights::Words(_)) {
@@ -345,7 +362,7 @@ impl<'a> Writer<'a> {
             weights,
             factors: self.factors,
             groups,
-            shape: None,
+            choice: None,
         }
     }
 }

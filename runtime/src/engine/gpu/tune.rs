@@ -1,5 +1,5 @@
-//! Which tile shape each convolution uses: measured once on the device, and kept in the user's cache
-//! directory by adapter, driver and shape.
+//! Which tiling each kernel uses that has a choice: measured once on the device, and kept in the user's
+//! cache directory by adapter, driver and shape.
 //!
 //! All choices add up in the same order, so tuning changes times and no number.
 
@@ -18,14 +18,14 @@ use super::tiling::Tiling;
 use crate::engine::fused::FusedGraph;
 use crate::output::atomic;
 
-/// Tilings by shape; see [`super::tiling::shape`].
+/// Tilings by shape; see [`Choice`](super::tiling::Choice).
 pub(super) type Choices = BTreeMap<String, Tiling>;
 
 /// Batches measured for each tiling.
 const REPETITIONS: usize = 5;
 
 /// Version of the file; another one is measured anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What is kept.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,11 +56,16 @@ pub(super) fn choices(
     let mut kept =
         path.as_deref().and_then(|path| read(path, device, abilities)).unwrap_or_default();
     let usual = Program::new(graph.clone(), abilities, &kept)?;
-    let missing: Vec<String> = usual
+    // What is kept may be of another version's tilings.
+    let missing: BTreeMap<String, Vec<Tiling>> = usual
         .ops
         .iter()
-        .filter_map(|op| op.shape.clone())
-        .filter(|shape| !kept.contains_key(shape))
+        .filter_map(|op| op.choice.clone())
+        .filter(|choice| {
+            let known = kept.get(&choice.shape);
+            !known.is_some_and(|known| choice.tilings.contains(known))
+        })
+        .map(|choice| (choice.shape, choice.tilings))
         .collect();
     if missing.is_empty() {
         return Ok(kept);
@@ -68,21 +73,25 @@ pub(super) fn choices(
     tracing::info!("{}: measuring {} shapes, once", device.about.name, missing.len());
     let image = vec![127; usual.image[0]];
     let mut best: BTreeMap<&str, (f64, Tiling)> = BTreeMap::new();
-    for &tiling in Tiling::candidates(abilities.shared) {
-        let mut trial = kept.clone();
-        trial.extend(missing.iter().map(|shape| (shape.clone(), tiling)));
-        let program = Arc::new(Program::new(graph.clone(), abilities, &trial)?);
+    for trial in 0..missing.values().map(Vec::len).max().unwrap_or(0) {
+        let tried = |(shape, tilings): (&String, &Vec<Tiling>)| {
+            tilings.get(trial).map(|tiling| (shape.clone(), *tiling))
+        };
+        let mut choices = kept.clone();
+        choices.extend(missing.iter().filter_map(tried));
+        let program = Arc::new(Program::new(graph.clone(), abilities, &choices)?);
         let resident = Resident::new(Arc::clone(device), Arc::clone(&program), batch)?;
         let Some(times) = resident.times(&image, REPETITIONS)? else { return Ok(kept) };
-        let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+        let mut sums: BTreeMap<&str, (f64, Tiling)> = BTreeMap::new();
         for (dispatch, time) in program.dispatches.iter().zip(times) {
-            if let Some(shape) = &program.ops[dispatch.op].shape
-                && let Some(shape) = missing.iter().find(|missing| *missing == shape)
+            if let Some(choice) = &program.ops[dispatch.op].choice
+                && let Some((shape, tilings)) = missing.get_key_value(&choice.shape)
+                && let Some(tiling) = tilings.get(trial)
             {
-                *sums.entry(shape).or_default() += time;
+                sums.entry(shape).or_insert((0.0, *tiling)).0 += time;
             }
         }
-        for (shape, time) in sums {
+        for (shape, (time, tiling)) in sums {
             let entry = best.entry(shape).or_insert((time, tiling));
             if time < entry.0 {
                 *entry = (time, tiling);
@@ -124,15 +133,14 @@ fn name(device: &Device, abilities: Abilities) -> String {
     format!("tiles-{digest}-{}.json", if abilities.half { "f16" } else { "f32" })
 }
 
-/// What is kept at `path`, if it is for this device. A tiling that is no candidate is not believed.
+/// What is kept at `path`, if it is for this device.
 fn read(path: &Path, device: &Device, abilities: Abilities) -> Option<Choices> {
     let kept: Kept = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     let mine = kept.version == VERSION
         && kept.adapter == device.about.name
         && kept.driver == device.about.driver
         && kept.half == abilities.half;
-    let known = Tiling::candidates(abilities.shared);
-    mine.then(|| kept.choices.into_iter().filter(|(_, tiling)| known.contains(tiling)).collect())
+    mine.then_some(kept.choices)
 }
 
 fn write(

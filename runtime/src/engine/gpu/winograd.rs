@@ -5,11 +5,14 @@
 //! a result must not change with a cache.
 
 use super::Lowered;
+use super::conv::Geometry;
 use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::gather;
+use super::product::{Elements, Product};
 use super::shader::{Kernel, Weights, groups};
-use crate::engine::fused::{BufferSpec, Conv, FusedOp, Layout};
+use super::tiling::{Choice, Extent};
+use crate::engine::fused::{BufferId, BufferSpec, Conv, FusedOp, Layout, Step};
 
 /// Least channels on both sides: with fewer, the transforms cost more than they save.
 const CHANNELS: usize = 64;
@@ -46,8 +49,9 @@ pub(super) fn lower(
     op: &FusedOp,
     conv: &Conv,
     frame: Frame,
-    scratch: [&Map; 2],
+    scratch: [BufferId; 2],
 ) -> Lowered<Vec<Kernel>> {
+    let [transformed, products] = scratch.map(|id| &context.maps[id]);
     let first = context.first(op)?;
     let up = op.inputs[0].upsample;
     let size =
@@ -55,7 +59,7 @@ pub(super) fn lower(
     let [down, across] = tiles(frame.height, frame.width);
     let (count, k4, n4) = (down * across, size.c4(), frame.c4());
     let fit = |map: &Map, channels| map.frame() == Frame { height: POINTS, width: count, channels };
-    if !fit(scratch[0], conv.channels) || !fit(scratch[1], conv.outputs) {
+    if !fit(transformed, conv.channels) || !fit(products, conv.outputs) {
         return super::refuse("its scratch is of another size");
     }
 
@@ -82,55 +86,14 @@ pub(super) fn lower(
         ("$WIDTH", writer.number(size.width)),
         ("$TOP", writer.number(conv.padding.top)),
         ("$LEFT", writer.number(conv.padding.left)),
-        ("$TO", writer.number(scratch[0].offset)),
+        ("$TO", writer.number(transformed.offset)),
         ("$BODY", body),
     ];
     let template = include_str!("shaders/winograd_in.wgsl");
     let transform =
         writer.finish("winograd in", template, &holes, Weights::default(), groups(count * k4, 64));
 
-    let mut writer = context.writer();
-    let each = |line: &dyn Fn(usize, usize) -> String| -> String {
-        (0..4).flat_map(|m| (0..2).map(move |n| (m, n))).map(|(m, n)| line(m, n)).collect()
-    };
-    let mut multiply: String =
-        (0..4).map(|m| format!("      let a{m} = left[d * 32u + row + {}u];\n", 8 * m)).collect();
-    for (lane, x) in ["x", "y", "z", "w"].into_iter().enumerate() {
-        for n in 0..2 {
-            multiply.push_str(&format!(
-                "      let b{lane}_{n} = right[(4u * d + {lane}u) * 16u + column + {}u];\n",
-                8 * n
-            ));
-        }
-        multiply.push_str(&each(&|m, n| {
-            format!("      sum{m}_{n} = fma(V(a{m}.{x}), b{lane}_{n}, sum{m}_{n});\n")
-        }));
-    }
-    let (tiles_text, n4_text) = (writer.number(count), writer.number(n4));
-    let to = writer.number(scratch[1].offset);
-    let store = each(&|m, n| {
-        format!(
-            "  if (first + row + {0}u < {tiles_text} && first4 + column + {1}u < {n4_text}) {{
-    arena[base + {to} + (which * {tiles_text} + first + row + {0}u) * {n4_text} + first4 + column + {1}u] = \
-             S(sum{m}_{n});
-  }}\n",
-            8 * m,
-            8 * n
-        )
-    });
-    let holes = [
-        ("$TILES", tiles_text),
-        ("$N4", n4_text),
-        ("$K4", writer.number(k4)),
-        ("$FROM", writer.number(scratch[0].offset)),
-        ("$SETUP", each(&|m, n| format!("  var sum{m}_{n} = V(0.0);\n"))),
-        ("$MULTIPLY", multiply),
-        ("$STORE", store),
-    ];
-    let template = include_str!("shaders/winograd_multiply.wgsl");
-    let blocks = [n4.div_ceil(16) as u32, (POINTS * count.div_ceil(32)) as u32];
-    let weights = Weights::Reals(transformed(conv, k4, n4));
-    let product = writer.finish("winograd", template, &holes, weights, blocks);
+    let product = product(context, conv, scratch, [count, k4, n4])?;
 
     let mut writer = context.writer();
     writer.steps("finish", &op.steps, frame)?;
@@ -155,13 +118,40 @@ pub(super) fn lower(
         ("$COUNT", writer.number(count * n4)),
         ("$N4", writer.number(n4)),
         ("$ACROSS", writer.number(across)),
-        ("$FROM", writer.number(scratch[1].offset)),
+        ("$FROM", writer.number(products.offset)),
         ("$BODY", body),
     ];
     let template = include_str!("shaders/winograd_out.wgsl");
     let back =
         writer.finish("winograd out", template, &holes, Weights::default(), groups(count * n4, 64));
     Ok(vec![transform, product, back])
+}
+
+/// The products of each point's transformed tiles and weights.
+fn product(
+    context: &Context,
+    conv: &Conv,
+    [from, to]: [BufferId; 2],
+    [count, k4, n4]: [usize; 3],
+) -> Lowered<Kernel> {
+    let mut writer = context.writer();
+    let whole = Frame { height: POINTS, width: count, channels: conv.outputs };
+    writer.steps("finish", &[Step::Store(to)], whole)?;
+    let extent = Extent { pixels: POINTS * count, n4, k4, bytes: false, normed: false };
+    let shape = format!("winograd {count}x{n4} of {k4}");
+    let choice = Choice::product(shape, context.abilities, extent, false);
+    let product = Product {
+        geometry: Geometry::pointwise(&mut writer, [POINTS, count]),
+        kernel: [1; 2],
+        sources: vec![[context.maps[from].offset, k4, count, 0]],
+        frame: Frame { height: 1, ..whole },
+        planes: POINTS,
+        elements: Elements::Reals,
+        norm: None,
+    };
+    let weights = Weights::Reals(transformed(conv, k4, n4));
+    let kernel = product.tiled(writer, "winograd", weights, context.tiling(&choice))?;
+    Ok(Kernel { choice: Some(choice), ..kernel })
 }
 
 /// `G g G'` of every kernel, `[point][input channel][output channel]`.

@@ -15,7 +15,7 @@ fn squares(at: u32) -> f32 {
 
 fn factor(at: u32) -> f32 { return $NORM; }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size($THREADS)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
@@ -23,7 +23,7 @@ fn main(
   begin(group);
   let head = group.y;
   let heads4 = $HEADS * $D4u;
-  let wanted = group.x * 64u + thread;
+  let wanted = group.x * $THREADSu + thread;
   let pixel = min(wanted, $PIXELS - 1u);
   let map = head * $D4u;
   let at = map + pixel * $C4;
@@ -34,14 +34,16 @@ $QUERY
   for (var start = 0u; start < $PIXELS; start += $TILEu) {
     let count = min($TILEu, $PIXELS - start);
     workgroupBarrier();
-    if (thread < count) {
-      let place = map + (start + thread) * $C4 + heads4;
+    for (var i = thread; i < 2u * count; i += $THREADSu) {
+      // Keys first, then values.
+      let which = i / count;
+      let k = i % count;
+      let place = map + (start + k) * $C4 + (which + 1u) * heads4;
       let f = factor(place);
-      for (var d = 0u; d < $D4u; d++) { keys[thread * $D4u + d] = element(place + d) * f; }
-    } else if (thread >= 32u && thread < 32u + count) {
-      let place = map + (start + thread - 32u) * $C4 + 2u * heads4;
-      let f = factor(place);
-      for (var d = 0u; d < $D4u; d++) { values[(thread - 32u) * $D4u + d] = element(place + d) * f; }
+      for (var d = 0u; d < $D4u; d++) {
+        let x = element(place + d) * f;
+        if (which == 0u) { keys[k * $D4u + d] = x; } else { values[k * $D4u + d] = x; }
+      }
     }
     workgroupBarrier();
     for (var k = 0u; k < count; k++) {

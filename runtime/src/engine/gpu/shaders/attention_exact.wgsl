@@ -12,12 +12,12 @@ fn norm_of(at: u32) -> f32 {
   return norm_factor(sums, $SHARE, $EPSILON);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size($THREADS)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
 ) {
-  let pixel = group.x * 64u + thread;
+  let pixel = group.x * $THREADSu + thread;
   if (pixel >= $PIXELS) { return; }
   begin(group);
   let head = group.y;

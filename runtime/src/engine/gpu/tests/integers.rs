@@ -70,7 +70,7 @@ fn every_integer_of_the_shipped_model_is_the_processors() {
         .flat_map(|(op, grid)| op.inputs.iter().map(move |input| (op, grid, input.buffer)))
         .collect();
     let kept: Vec<BufferId> = reads.iter().map(|(_, _, id)| *id).collect();
-    let device = Arc::new(Device::open().unwrap());
+    let device = Arc::new(Device::open(false).unwrap());
     let (program, maps) =
         Program::keeping(graph.clone(), device.abilities(false), &Default::default(), &kept)
             .unwrap();

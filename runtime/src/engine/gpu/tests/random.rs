@@ -11,6 +11,7 @@ use super::super::reference;
 use super::super::resident::Resident;
 use super::super::shader::Abilities;
 use super::super::testing::adapter_or_skip;
+use super::super::tune::Choices;
 use crate::engine::fused::*;
 
 /// Numbers from a seed.
@@ -197,14 +198,33 @@ impl Bench {
         if !adapter_or_skip() {
             return None;
         }
-        let device = Arc::new(Device::open().unwrap());
-        let all = device.abilities(false);
-        let mut abilities = vec![
-            Abilities { shared: false, subgroups: false, ..all },
-            Abilities { shared: true, ..all },
-        ];
+        let device = Arc::new(Device::open(true).unwrap());
+        let mut abilities = vec![];
+        for half in [false, device.about.half] {
+            let all = device.abilities(half);
+            abilities.extend([
+                Abilities { shared: false, subgroups: false, matrices: None, ..all },
+                Abilities { shared: true, matrices: None, ..all },
+                Abilities { shared: true, ..all },
+            ]);
+        }
         abilities.dedup();
         Some(Self { device, abilities })
+    }
+
+    /// What the graph makes of `image`, twice in a batch: the second must not see the first.
+    fn run(
+        &self,
+        build: &Build,
+        abilities: Abilities,
+        choices: &Choices,
+        image: &[u8],
+    ) -> Vec<Vec<f32>> {
+        let program = Program::new(build.graph.clone(), abilities, choices)
+            .unwrap_or_else(|why| panic!("{why}\n{}", build.graph));
+        let resident = Resident::new(Arc::clone(&self.device), Arc::new(program), 2).unwrap();
+        let flight = resident.submit(0, &[image, image]).unwrap();
+        resident.wait(flight, Duration::from_secs(60)).unwrap()
     }
 
     /// Largest difference to the reference, over the larger of 1 and the largest value.
@@ -223,21 +243,27 @@ impl Bench {
         }
         for &abilities in &self.abilities {
             let text = build.graph.to_string();
-            let program = Program::new(build.graph.clone(), abilities, &Default::default())
-                .unwrap_or_else(|why| panic!("{what}: {why}\n{text}"));
-            let resident = Resident::new(Arc::clone(&self.device), Arc::new(program), 2).unwrap();
-            // Twice the same tile in a batch: the second must not see the first.
-            let flight = resident.submit(0, &[&image, &image]).unwrap();
-            let found = resident.wait(flight, Duration::from_secs(60)).unwrap();
+            let found = self.run(build, abilities, &Choices::default(), &image);
+            let program = Program::new(build.graph.clone(), abilities, &Default::default());
+            // Any other tiling computes the same bits.
+            let mut choices = Choices::default();
+            for choice in program.unwrap().ops.iter().filter_map(|op| op.choice.as_ref()) {
+                let at = build.random.from(0, choice.tilings.len() - 1);
+                choices.insert(choice.shape.clone(), choice.tilings[at]);
+            }
             assert_eq!(found[0], found[1], "{what}\n{text}");
             assert_eq!(found[0].len(), expected.len());
             for (k, (found, expected)) in found[0].iter().zip(&expected).enumerate() {
                 let difference = (found - expected).abs() / largest;
+                // Steps of a grid among reals of float16 go either way.
+                let bound = if abilities.half { 0.05 } else { bound };
                 assert!(
                     difference <= bound,
                     "{what} {abilities:?}: value {k} is {found}, not {expected}\n{text}"
                 );
             }
+            let tiled = self.run(build, abilities, &choices, &image);
+            assert_eq!(tiled[0], found[0], "{what} {abilities:?} {choices:?}\n{text}");
         }
     }
 }

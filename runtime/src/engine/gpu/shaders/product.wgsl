@@ -1,22 +1,19 @@
-// Convolution as a matrix product whose left side is gathered on the way: a workgroup computes $BM pixels of
-// $BN4 times four channels, a thread $TM pixels of $TN times four, from tiles in shared memory.
-var<workgroup> left: array<S, $LEFT>;
-var<workgroup> right: array<S, $RIGHT>;
-
+// A product of matrices whose left side is gathered on the way: a workgroup computes $BM pixels of $BN4 times
+// four channels from tiles in shared memory, $BK4 times four channels of the left side a step.
+$SHARED
 @compute @workgroup_size($THREADS)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) thread: u32,
+  $SUBGROUP
 ) {
   begin(group);
-  let row = thread / $WNu;
-  let column = thread % $WNu;
-  let first = group.y * $BMu;
+$PLANE
   let first4 = group.x * $BN4u;
   // This thread's share of a tile's left side: one group of channels of some pixels.
   let depth = thread % $BK4u;
 $SETUP
-  var k = 0u;
+$BEGIN
   for (var ky = 0; ky < $KH; ky++) {
     for (var kx = 0; kx < $KW; kx++) {
       for (var s = 0u; s < $SOURCES; s++) {
@@ -28,11 +25,11 @@ $ADDRESS
 $LOAD_LEFT
 $LOAD_RIGHT
           workgroupBarrier();
-          for (var d = 0u; d < $BK4u; d++) {
+          for (var d = 0u; d < $STEPSu; d++) {
 $MULTIPLY
           }
           workgroupBarrier();
-          k += 4u * min($BK4u, source.y - c);
+          k += $ROWSu * min($BK4u, source.y - c);
         }
       }
     }

@@ -1,4 +1,4 @@
-// Convolution of bytes, $TM pixels and four channels a thread: dot products of four bytes.
+// Convolution channel by channel, $TM pixels and four channels a thread.
 @compute @workgroup_size(64)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
@@ -6,23 +6,20 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let i = number(group, groups, thread);
-  let n4 = i % $N4;
+  let c4 = i % $N4;
   let first = i / $N4 * $TMu;
   if (first >= $PIXELS) { return; }
   begin(group);
 $SETUP
-  var k = n4;
+  // Offset, groups of channels, width, shift of enlarging.
+  let source = params[$FIRST];
+  var k = 0u;
   for (var ky = 0; ky < $KH; ky++) {
     for (var kx = 0; kx < $KW; kx++) {
-      for (var s = 0u; s < $SOURCES; s++) {
-        // Offset, words of channels, width, shift of enlarging.
-        let source = params[$FIRST + s];
 $ADDRESS
-        for (var c = 0u; c < source.y; c++) {
-$WEIGHTS          k += $N4;
+      let w = $WEIGHT;
+      k += $STEP;
 $MULTIPLY
-        }
-      }
     }
   }
 $STORE

@@ -6,12 +6,12 @@ fn main(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let i = number(group, groups, thread);
-  let n4 = i % $N4;
+  let c4 = i % $N4;
   let first = i / $N4 * $TMu;
   if (first >= $PIXELS) { return; }
   begin(group);
 $SETUP
-  var k = n4;
+  var k = c4;
   for (var ky = 0; ky < $KH; ky++) {
     for (var kx = 0; kx < $KW; kx++) {
       for (var s = 0u; s < $SOURCES; s++) {
@@ -19,11 +19,8 @@ $SETUP
         let source = params[$FIRST + s];
 $ADDRESS
         for (var c = 0u; c < source.y; c++) {
-          let b0 = V(weights[k]);
-          let b1 = V(weights[k + $N4]);
-          let b2 = V(weights[k + 2u * $N4]);
-          let b3 = V(weights[k + 3u * $N4]);
-          k += 4u * $N4;
+$WEIGHTS
+          k += $ROWSu * $N4;
 $MULTIPLY
         }
       }
