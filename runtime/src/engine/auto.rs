@@ -68,6 +68,10 @@ impl Engine for AutoEngine {
         self.device.instructions()
     }
 
+    fn cooperative_matrices(&self) -> bool {
+        self.device.cooperative_matrices()
+    }
+
     fn list(&self) -> Option<String> {
         self.device.list()
     }

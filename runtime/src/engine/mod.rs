@@ -61,6 +61,11 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// True where numbers come from a device's cooperative matrices, which reports have to tell.
+    fn cooperative_matrices(&self) -> bool {
+        false
+    }
+
     /// The fused operators it runs, in words, where it fuses.
     fn list(&self) -> Option<String> {
         None

@@ -247,6 +247,9 @@ impl<'a> Plan<'a> {
             ("genes".into(), genes.join(",")),
             ("tiles".into(), tiles.describe()),
         ]);
+        if request.options.cooperative_matrices {
+            settings.insert("cooperative_matrices".into(), "where offered".into());
+        }
         if tiles.min_tissue_applies() {
             settings.insert("min_tissue".into(), request.min_tissue.to_string());
         }

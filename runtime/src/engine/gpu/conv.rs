@@ -187,9 +187,8 @@ fn product(context: &Context, op: &FusedOp, conv: &Conv, frame: Frame) -> Lowere
     let sources: Vec<&Map> = op.inputs.iter().map(|input| &context.maps[input.buffer]).collect();
     let size = [sources[0].height, sources[0].width].map(|size| size * op.inputs[0].upsample);
     let (n4, k4) = (frame.c4(), sources.iter().map(|map| map.c4()).sum());
-    let norm = steps(&mut writer, op, frame)?;
-    let extent =
-        Extent { pixels: frame.pixels(), n4, k4, bytes: false, normed: norm.is_some() };
+    let norm = steps(&mut writer, &op.steps, frame, "before")?;
+    let extent = Extent { pixels: frame.pixels(), n4, k4, bytes: false, normed: norm.is_some() };
     let shape = shape("conv", op, conv, frame, k4);
     let choice = Choice::product(shape, context.abilities, extent, true);
     let product = Product {
@@ -210,18 +209,23 @@ fn product(context: &Context, op: &FusedOp, conv: &Conv, frame: Frame) -> Lowere
     Ok(kernel)
 }
 
-/// Functions for the steps of `op`: `finish`, and `before` a pixel norm, if there is one.
-fn steps(writer: &mut Writer, op: &FusedOp, frame: Frame) -> Lowered<Option<Norm>> {
-    let norm = op.steps.iter().enumerate().find_map(|(at, step)| match step {
+/// Functions for `steps`: `finish`, and the one named `before` for those before a pixel norm, if there is one.
+pub(super) fn steps(
+    writer: &mut Writer,
+    steps: &[Step],
+    frame: Frame,
+    before: &str,
+) -> Lowered<Option<Norm>> {
+    let norm = steps.iter().enumerate().find_map(|(at, step)| match step {
         Step::Norm { epsilon } => Some((at, *epsilon)),
         _ => None,
     });
     let Some((at, epsilon)) = norm else {
-        writer.steps("finish", &op.steps, frame)?;
+        writer.steps("finish", steps, frame)?;
         return Ok(None);
     };
-    writer.steps("before", &op.steps[..at], frame)?;
-    writer.steps("finish", &op.steps[at + 1..], frame)?;
+    writer.steps(before, &steps[..at], frame)?;
+    writer.steps("finish", &steps[at + 1..], frame)?;
     let whole = frame.channels.is_multiple_of(4);
     Ok(Some(Norm {
         share: writer.real(1.0 / frame.channels as f32),

@@ -79,7 +79,9 @@ impl Product {
         };
         let multiply = lines(pixels, |m| match self.elements {
             Elements::Reals => {
-                format!("      if (in{m}) {{ sum{m}_0 = fma(V(arena[at{m} + c4]), w, sum{m}_0); }}\n")
+                format!(
+                    "      if (in{m}) {{ sum{m}_0 = fma(V(arena[at{m} + c4]), w, sum{m}_0); }}\n"
+                )
             }
             Elements::Bytes { .. } => {
                 let value = self.elements.fetch(&format!("at{m} + c4"), &format!("in{m}"));

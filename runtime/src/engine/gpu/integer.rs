@@ -6,14 +6,14 @@
 //! out, `(128 - zero point)` times the sum of an output's weights, is the same for every pixel and goes
 //! into the bias.
 
-use super::conv::{Geometry, frame, rows, shape};
+use super::conv::{Geometry, frame, rows, shape, steps};
 use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::norm;
-use super::product::{Elements, Product};
-use super::requantise::{append, digits, finish, looked_up, rounded, start};
-use super::shader::{Kernel, Weights};
-use super::tiling::{Choice, Extent, Tiling};
+use super::product::{Elements, Norm, Product};
+use super::requantise::{begin, digits, finish, looked_up, rounded};
+use super::shader::{Abilities, Kernel, Weights, Writer};
+use super::tiling::{self, Choice, Extent, Tiling};
 use super::{Lowered, refuse};
 use crate::engine::fused::{Bias, Core, FusedOp, Grid, IntegerConv, Step, tables};
 
@@ -29,7 +29,9 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &IntegerConv) -> Lowe
         return refuse("it reads something else than bytes of its grid");
     }
     let kernel = match (geometry.groups > 1, &sources[..]) {
-        (false, sources) if takes_norm(op) => normed(context, op, conv, sources, frame)?,
+        (false, sources) if is_normed(op) && !shares_norm(op, conv, context.abilities) => {
+            normed(context, op, conv, sources, frame)?
+        }
         (false, sources) => product(context, op, conv, sources, frame)?,
         (true, [source]) if op.inputs[0].upsample == 1 => {
             depthwise(context, op, conv, source, frame)?
@@ -39,17 +41,30 @@ pub(super) fn lower(context: &Context, op: &FusedOp, conv: &IntegerConv) -> Lowe
     Ok(vec![kernel])
 }
 
-/// Whether a pixel norm among the steps of `op` is taken by the same threads: where a pixel's sums are few enough that
-/// each thread computes some pixel's own.
-pub(super) fn takes_norm(op: &FusedOp) -> bool {
+fn is_norm(step: &Step) -> bool {
+    matches!(step, Step::Norm { .. })
+}
+
+fn is_normed(op: &FusedOp) -> bool {
+    op.steps.iter().any(is_norm)
+}
+
+/// Whether the kernel of `op` takes the pixel norm that is among its steps: where a workgroup has all channels, or
+/// where a pixel's sums are so few that each thread computes some pixel's own.
+pub(super) fn takes_norm(op: &FusedOp, abilities: Abilities) -> bool {
     let Core::IntegerConv(conv) = &op.core else { return false };
-    let norms = |step: &Step| matches!(step, Step::Norm { .. });
-    let simple = conv.conv.kernel == [1, 1] && conv.conv.groups == 1 && conv.digits.is_empty();
     let bytes = tables(&op.steps).filter(|tables| tables.stores.is_empty());
-    simple
-        && conv.bias(&op.steps) != Bias::None
-        && !matches!(conv.bias(&op.steps), Bias::Reals(_))
-        && bytes.is_some_and(|tables| op.steps[tables.used..].iter().any(norms))
+    let able = conv.conv.groups == 1
+        && conv.digits.is_empty()
+        && !matches!(conv.bias(&op.steps), Bias::None | Bias::Reals(_))
+        && bytes.is_some_and(|tables| op.steps[tables.used..].iter().any(is_norm));
+    able && (conv.conv.kernel == [1, 1] || shares_norm(op, conv, abilities))
+}
+
+/// Whether workgroups have all channels of their pixels, of which they take one norm.
+fn shares_norm(op: &FusedOp, conv: &IntegerConv, abilities: Abilities) -> bool {
+    op.steps.iter().filter(|step| is_norm(step)).count() == 1
+        && tiling::takes_norm(abilities, conv.conv.outputs.div_ceil(4))
 }
 
 /// A 1x1 convolution, rounded, then a pixel norm and what follows it.
@@ -65,8 +80,7 @@ fn normed(
     let size = [sources[0].height, sources[0].width].map(|size| size * op.inputs[0].upsample);
     let n4 = writer.number(frame.c4());
     let mut weights = packed(conv, sources, frame.c4(), 1).concat();
-    let sums = start(conv, &conv.integers, &conv.bias(&op.steps));
-    let begin = append(&mut writer, &mut weights, sums.into_iter().map(|sum| sum as u32));
+    let begin = begin(&mut writer, conv, &conv.bias(&op.steps), &mut weights).concat();
     let geometry = Geometry::new(&mut writer, size, frame.width, &conv.conv);
     let rows = rows(op, sources);
     let (first, count) = (writer.rows(&rows), writer.number(rows.len()));
@@ -77,7 +91,7 @@ fn normed(
         "fn core(pixel: u32, c4: u32) -> V {{
   let ky = 0;
   let kx = 0;
-{}  var sums = bitcast<vec4<i32>>(weights[{begin} + c4]);
+{}  var sums = {begin};
   var k = c4;
   for (var s = 0u; s < {count}; s++) {{
     let source = params[{first}u + s];
@@ -139,7 +153,11 @@ fn product(
     let planes = packed(conv, sources, n4, geometry.kernel[0] * geometry.kernel[1]);
     let (digits, plane) = (planes.len(), planes[0].len() / 4);
     let mut weights = planes.concat();
-    let begin = finish(&mut writer, op, conv, frame, &mut weights)?;
+    let (begin, norm) = match is_normed(op) {
+        true => before(&mut writer, op, conv, frame, &mut weights)?,
+        false => (finish(&mut writer, op, conv, frame, &mut weights)?, None),
+    };
+    let normed = norm.is_some();
     let product = Product {
         geometry: Geometry::new(&mut writer, size, frame.width, geometry),
         kernel: geometry.kernel,
@@ -152,11 +170,11 @@ fn product(
             powers: conv.powers(),
             plane: writer.number(plane),
         },
-        norm: None,
+        norm,
     };
     let k4 = sources.iter().map(|map| map.c4()).sum();
     let shape = shape("int8 conv", op, geometry, frame, k4);
-    let extent = Extent { pixels: frame.pixels(), n4, k4, bytes: true, normed: false };
+    let extent = Extent { pixels: frame.pixels(), n4, k4, bytes: true, normed };
     let choice = match digits {
         1 => Choice::product(shape, context.abilities, extent, true),
         // All digits are multiplied with what is read once.
@@ -168,6 +186,29 @@ fn product(
         tiling => product.tiled(writer, "int8 conv tiled", weights, tiling)?,
     };
     Ok(Kernel { choice: Some(choice), ..kernel })
+}
+
+/// Functions `before`, from sums as reals to what a pixel norm is taken of, and `finish` for what follows it; what
+/// the sums begin with.
+fn before(
+    writer: &mut Writer,
+    op: &FusedOp,
+    conv: &IntegerConv,
+    frame: Frame,
+    words: &mut Vec<u32>,
+) -> Lowered<(Vec<String>, Option<Norm>)> {
+    let Some(tables) = tables(&op.steps) else { return refuse("its sums are not rounded") };
+    let begin = begin(writer, conv, &conv.bias(&op.steps), words);
+    let norm = steps(writer, &op.steps[tables.used..], frame, "before_norm")?;
+    let number = rounded(writer, conv, tables.grid);
+    let value = looked_up(writer, &tables.last, tables.grid);
+    writer.function(&format!(
+        "fn before(sum: V, pixel: u32, c4: u32) -> V {{
+  let q = vec4<u32>({number});
+  return before_norm({value}, pixel, c4);
+}}"
+    ));
+    Ok((begin, norm))
 }
 
 fn depthwise(

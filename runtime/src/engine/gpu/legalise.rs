@@ -57,7 +57,10 @@ impl Legal {
         let Some(at) = op.steps.iter().position(|step| matches!(step, Step::Norm { .. })) else {
             return self.lowered(op);
         };
-        if matches!(op.core, Core::Pool(_)) || integer::takes_norm(&op) || self.takes_norm(&op) {
+        if matches!(op.core, Core::Pool(_))
+            || integer::takes_norm(&op, self.abilities)
+            || self.takes_norm(&op)
+        {
             return self.lowered(op);
         }
         let rest = op.steps.split_off(at);

@@ -73,6 +73,7 @@ struct GpuEngine {
     resident: Arc<Resident>,
     desk: Desk,
     about: String,
+    cooperative_matrices: bool,
     genes: usize,
 }
 
@@ -145,12 +146,13 @@ fn open_on(
     }
     let program = Arc::new(program);
     let kind = if abilities.half { "float16" } else { "float32" };
-    let matrices = if abilities.matrices.is_some() { ", cooperative matrices" } else { "" };
+    let cooperative_matrices = abilities.matrices.is_some();
+    let matrices = if cooperative_matrices { ", cooperative matrices" } else { "" };
     let about = format!("{} ({}), {kind}{matrices}", device.about.name, device.about.backend);
     let resident = Resident::new(device, Arc::clone(&program), batch).map_err(failure)?;
     let resident = Arc::new(resident);
     let desk = Desk::open(Arc::clone(&resident)).map_err(failure)?;
-    Ok(Box::new(GpuEngine { program, resident, desk, about, genes }))
+    Ok(Box::new(GpuEngine { program, resident, desk, about, cooperative_matrices, genes }))
 }
 
 impl Engine for GpuEngine {
@@ -169,6 +171,10 @@ impl Engine for GpuEngine {
 
     fn instructions(&self) -> Option<String> {
         Some(self.about.clone())
+    }
+
+    fn cooperative_matrices(&self) -> bool {
+        self.cooperative_matrices
     }
 
     fn list(&self) -> Option<String> {

@@ -21,7 +21,7 @@ pub(super) struct Product {
     /// Products one after the other, each of `frame.pixels()` pixels by weights of its own.
     pub(super) planes: usize,
     pub(super) elements: Elements,
-    /// The pixel norm that comes before `finish`.
+    /// The pixel norm that comes before `finish`; `before` computes what it is taken of.
     pub(super) norm: Option<Norm>,
 }
 
@@ -43,7 +43,7 @@ pub(super) enum Elements {
     },
 }
 
-/// A pixel norm; `before` computes what it is taken of.
+/// A pixel norm.
 pub(super) struct Norm {
     /// One over the number of channels.
     pub(super) share: String,
@@ -107,18 +107,21 @@ impl Elements {
         if let Self::Bytes { begin, .. } = self { begin.len() } else { 1 }
     }
 
-    /// Statement that hands over the sums of all digits.
-    pub(super) fn finish(&self, sums: &[String]) -> String {
-        let Self::Bytes { begin, powers, .. } = self else {
-            return format!("finish({}, pixel, c4);", sums[0]);
-        };
+    /// The sums of all digits as reals.
+    fn real(&self, sums: &[String]) -> String {
+        let Self::Bytes { begin, powers, .. } = self else { return sums.concat() };
         // Powers of two: no product is rounded.
         let parts = sums.iter().zip(begin).zip(powers).map(|((sum, begin), power)| match sums {
             [_] => format!("V({sum} + {begin})"),
             _ => format!("V({sum} + {begin}) * {power:?}"),
         });
-        let sum = parts.reduce(|so_far, next| format!("exact({so_far} + {next})"));
-        format!("finish_sum({}, pixel, c4);", sum.unwrap_or_default())
+        parts.reduce(|so_far, next| format!("exact({so_far} + {next})")).unwrap_or_default()
+    }
+
+    /// Statement that hands over the sums of all digits.
+    pub(super) fn finish(&self, sums: &[String]) -> String {
+        let name = if matches!(self, Self::Reals) { "finish" } else { "finish_sum" };
+        format!("{name}({}, pixel, c4);", self.real(sums))
     }
 }
 
@@ -193,18 +196,17 @@ impl Product {
 var<workgroup> right: array<{right_type}, {right}>;\n"
         );
         if self.norm.is_some() {
-            shared.push_str(&format!(
-                "var<workgroup> squares: array<V, {}>;\n",
-                rows * columns
-            ));
+            shared.push_str(&format!("var<workgroup> squares: array<V, {}>;\n", rows * columns));
         }
         let multiply = lines(pixels, |m| {
             let element = format!("left[d * {rows}u + row + {}u]", m * down);
             format!("            let a{m} = {};\n", self.elements.value(&element))
         }) + &lines(lanes, |lane| {
             let load = lines(elements, |n| {
-                let at =
-                    format!("right[({lanes}u * d + {lane}u) * {columns}u + column + {}u]", n * across);
+                let at = format!(
+                    "right[({lanes}u * d + {lane}u) * {columns}u + column + {}u]",
+                    n * across
+                );
                 format!("            let b{lane}_{n} = {};\n", self.elements.value(&at))
             });
             load + &grid(pixels, elements, |m, n| {
@@ -238,7 +240,10 @@ var<workgroup> right: array<{right_type}, {right}>;\n"
                     n * across
                 )
             }),
-            Some(norm) => norm.store([down, across], [pixels, elements], columns, &n4),
+            Some(norm) => {
+                let sum = |m, n| self.elements.real(&[format!("sum{m}_{n}")]);
+                norm.store(sum, [down, across], [pixels, elements], columns, &n4)
+            }
         };
         let holes = vec![
             ("$SHARED", shared),
@@ -401,8 +406,7 @@ var<workgroup> sums: array<f32, {}>;\n",
         let (left, right) = (rows * depth, lanes * depth * columns);
         let pixel = |m: usize| format!("thread / {depth}u + {}u", m * (threads / depth));
         let fetched = left.div_ceil(threads);
-        let setup =
-            lines(fetched, |m| self.geometry.setup(m, &format!("first + {}", pixel(m))));
+        let setup = lines(fetched, |m| self.geometry.setup(m, &format!("first + {}", pixel(m))));
         let address = lines(fetched, |m| {
             self.elements.place(self.geometry.address(m, &format!(" && p{m} < end")))
         });
@@ -414,7 +418,8 @@ var<workgroup> sums: array<f32, {}>;\n",
         });
         let nothing = if lanes == 4 { "S()" } else { "vec4<u32>()" };
         let load_right = lines(right.div_ceil(threads), |s| {
-            let value = format!("select({nothing}, weights[select(0u, (k + r) * {n4} + n, is)], is)");
+            let value =
+                format!("select({nothing}, weights[select(0u, (k + r) * {n4} + n, is)], is)");
             let load = format!(
                 "          {{
             let i = thread + {}u;
@@ -465,6 +470,7 @@ impl Norm {
     /// pixel's; added up in the order of every engine.
     fn store(
         &self,
+        sum: impl Fn(usize, usize) -> String,
         [down, across]: [usize; 2],
         [pixels, elements]: [usize; 2],
         columns: usize,
@@ -472,17 +478,19 @@ impl Norm {
     ) -> String {
         let Self { share, epsilon, channels } = self;
         let before = grid(pixels, elements, |m, n| {
-            let value = format!("sum{m}_{n}");
+            let value = format!("value{m}_{n}");
             let part = match channels {
                 None => value.clone(),
                 Some(channels) => format!("only({value}, c4, {channels})"),
             };
+            let sum = sum(m, n);
             format!(
-                "  {{
+                "  var {value} = V(0.0);
+  {{
     let pixel = first + row + {}u;
     let c4 = first4 + column + {}u;
     if (pixel < end && c4 < {n4}) {{
-      {value} = before({value}, pixel, c4);
+      {value} = before({sum}, pixel, c4);
       let part = {part};
       squares[(row + {}u) * {columns}u + column + {}u] = exact(part * part);
     }}
@@ -496,14 +504,12 @@ impl Norm {
         let after = lines(pixels, |m| {
             let finish = lines(elements, |n| {
                 format!(
-                    "    if (pixel < end && column + {0}u < {n4}) {{
-      finish(exact(sum{m}_{n} * factor), pixel, column + {0}u);
-    }}\n",
+                    "    if (column + {0}u < {n4}) {{ finish(exact(value{m}_{n} * factor), pixel, column + {0}u); }}\n",
                     n * across
                 )
             });
             format!(
-                "  {{
+                "  if (first + row + {0}u < end) {{
     let pixel = first + row + {0}u;
     var parts = array<V, 4>(V(0.0), V(0.0), V(0.0), V(0.0));
     for (var c = 0u; c < {n4}; c++) {{

@@ -8,7 +8,7 @@ use crate::engine::fused::{Bias, FusedOp, Grid, IntegerConv, tables};
 
 /// What is added to the sums of `q - 128` for one digit of the weights: the zero point's share, and the bias where it
 /// is an integer.
-pub(super) fn start(conv: &IntegerConv, digit: &[i8], bias: &Bias) -> Vec<i32> {
+fn start(conv: &IntegerConv, digit: &[i8], bias: &Bias) -> Vec<i32> {
     let row = digit.len() / conv.scales.len();
     let zero = 128 - i32::from(conv.input.zero_point);
     digit
@@ -22,17 +22,28 @@ pub(super) fn start(conv: &IntegerConv, digit: &[i8], bias: &Bias) -> Vec<i32> {
         .collect()
 }
 
+/// Appends to `words` what the sums of each digit begin with; the expressions to read it.
+pub(super) fn begin(
+    writer: &mut Writer,
+    conv: &IntegerConv,
+    bias: &Bias,
+    words: &mut Vec<u32>,
+) -> Vec<String> {
+    let mut begin = |digit: &[i8]| {
+        let sums = start(conv, digit, bias);
+        let first = append(writer, words, sums.into_iter().map(|sum| sum as u32));
+        format!("bitcast<vec4<i32>>(weights[{first} + c4])")
+    };
+    digits(conv).into_iter().map(&mut begin).collect()
+}
+
 /// The digits of the weights.
 pub(super) fn digits(conv: &IntegerConv) -> Vec<&[i8]> {
     [&conv.integers].into_iter().chain(&conv.digits).map(|digit| &digit[..]).collect()
 }
 
 /// Appends `words` to `to` where an element begins; the number of the first element.
-pub(super) fn append(
-    writer: &mut Writer,
-    to: &mut Vec<u32>,
-    words: impl Iterator<Item = u32>,
-) -> String {
+fn append(writer: &mut Writer, to: &mut Vec<u32>, words: impl Iterator<Item = u32>) -> String {
     let first = writer.number(to.len() / 4);
     to.extend(words);
     to.resize(to.len().next_multiple_of(4), 0);
@@ -49,12 +60,7 @@ pub(super) fn finish(
     words: &mut Vec<u32>,
 ) -> Lowered<Vec<String>> {
     let bias = conv.bias(&op.steps);
-    let mut begin = vec![];
-    for digit in digits(conv) {
-        let sums = start(conv, digit, &bias);
-        let first = append(writer, words, sums.into_iter().map(|sum| sum as u32));
-        begin.push(format!("bitcast<vec4<i32>>(weights[{first} + c4])"));
-    }
+    let begin = begin(writer, conv, &bias, words);
     let real = |writer: &mut Writer| {
         let products = writer.constants(conv.products().into_iter());
         let value = format!("exact(sum * factors[{products} + c4])");

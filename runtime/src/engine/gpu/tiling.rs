@@ -109,12 +109,8 @@ impl Choice {
 impl Extent {
     /// Tiles in shared memory.
     fn shared(self, half: bool, direct: bool) -> Vec<Tiling> {
-        let tile = |threads, pixels, elements, depth| Tiling::Shared {
-            threads,
-            pixels,
-            elements,
-            depth,
-        };
+        let tile =
+            |threads, pixels, elements, depth| Tiling::Shared { threads, pixels, elements, depth };
         let mut tilings = vec![self.usual()];
         tilings.extend([
             tile([16, 4], 2, 1, 4),
@@ -208,8 +204,7 @@ impl Extent {
 mod tests {
     use super::*;
 
-    const LIKELY: Extent =
-        Extent { pixels: 784, n4: 16, k4: 8, bytes: false, normed: false };
+    const LIKELY: Extent = Extent { pixels: 784, n4: 16, k4: 8, bytes: false, normed: false };
 
     #[test]
     fn every_tiling_has_room_in_shared_memory() {

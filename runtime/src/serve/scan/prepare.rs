@@ -103,7 +103,7 @@ pub(in crate::serve) fn prepare(
         digest.update(surveyed.overview.0.as_raw());
         hex(&digest.finalize())
     };
-    let journal_settings = Settings::from([
+    let mut journal_settings = Settings::from([
         ("program".into(), crate::VERSION.into()),
         ("engine".into(), served.engine_name().into()),
         ("model".into(), served.model.sha256().into()),
@@ -130,6 +130,9 @@ pub(in crate::serve) fn prepare(
                 .join(","),
         ),
     ]);
+    if served.engine.cooperative_matrices() {
+        journal_settings.insert("cooperative_matrices".into(), "used".into());
+    }
     let heatmap_genes = match &settings.heatmap_genes {
         Some(wanted) => {
             let columns = crate::predict::genes::columns(&genes, wanted)?;

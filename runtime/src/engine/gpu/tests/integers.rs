@@ -7,6 +7,7 @@ use super::super::adapter::Device;
 use super::super::map::Map;
 use super::super::program::Program;
 use super::super::resident::Resident;
+use super::super::shader::Abilities;
 use super::super::testing::adapter_or_skip;
 use super::tiles;
 use crate::engine::cpu;
@@ -71,26 +72,29 @@ fn every_integer_of_the_shipped_model_is_the_processors() {
         .collect();
     let kept: Vec<BufferId> = reads.iter().map(|(_, _, id)| *id).collect();
     let device = Arc::new(Device::open(false).unwrap());
-    let (program, maps) =
-        Program::keeping(graph.clone(), device.abilities(false), &Default::default(), &kept)
-            .unwrap();
-    let resident = Resident::new(device, Arc::new(program), 1).unwrap();
+    let tiles = tiles(224);
+    let expected: Vec<_> =
+        tiles.iter().map(|tile| cpu::testing::maps(graph.clone(), &kept, tile)).collect();
     let (mut all, mut wrong) = (0, vec![]);
-    for tile in tiles(224) {
-        let flight = resident.submit(0, &[&tile]).unwrap();
+    // From global memory, as a device in software does it, and from shared memory.
+    for (shared, at) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        let abilities = Abilities { shared, ..device.abilities(false) };
+        let (program, maps) =
+            Program::keeping(graph.clone(), abilities, &Default::default(), &kept).unwrap();
+        let resident = Resident::new(Arc::clone(&device), Arc::new(program), 1).unwrap();
+        let flight = resident.submit(0, &[&tiles[at]]).unwrap();
         resident.wait(flight, Duration::from_secs(60)).unwrap();
-        let expected = cpu::testing::maps(graph.clone(), &kept, &tile);
-        for ((op, grid, id), expected) in reads.iter().zip(expected) {
+        for ((op, grid, id), expected) in reads.iter().zip(&expected[at]) {
             let found = read(&resident, maps[*id]);
             assert_eq!(found.len(), expected.len(), "{}", op.name);
             let differ = |(a, b): &(&f32, &f32)| grid.index(**a) != grid.index(**b);
-            let off = found.iter().zip(&expected).filter(differ).count();
+            let off = found.iter().zip(expected).filter(differ).count();
             all += found.len();
             if off > 0 {
                 wrong.push(format!("{}: {off} of {}", op.name, found.len()));
             }
         }
     }
-    eprintln!("{all} integers in {} maps of two tiles", kept.len());
+    eprintln!("{all} integers in {} maps of two tiles, twice", kept.len());
     assert!(all > 10_000_000 && wrong.is_empty(), "of {all} integers differ: {wrong:#?}");
 }
