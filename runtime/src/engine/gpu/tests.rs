@@ -84,7 +84,10 @@ fn every_shader_of_the_shipped_models_is_valid_for_every_set_of_features() {
                     panic!("{} {abilities:?}\n{problem}\n{source}", path.display());
                 }
                 if let Some(directory) = &directory {
-                    let path = directory.join(format!("{}.wgsl", seen.len()));
+                    // By what it needs: not every language has cooperative matrices.
+                    let side = abilities.matrices.filter(|_| source.contains("coop_mat"));
+                    let kind = side.map_or("plain".into(), |of| format!("matrices{}", of.side));
+                    let path = directory.join(format!("{}-{kind}.wgsl", seen.len()));
                     std::fs::write(path, source).unwrap();
                 }
             }
