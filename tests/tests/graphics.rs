@@ -28,9 +28,14 @@ fn adapter_or_skip() -> bool {
 
 /// Predicts two tiles; the report and all numbers of the table.
 fn predict(directory: &Path, engine: &str, adapter: &str) -> (Value, Vec<f32>) {
+    predict_with(directory, engine, adapter, &[])
+}
+
+/// The same with further arguments.
+fn predict_with(directory: &Path, engine: &str, adapter: &str, more: &[&str]) -> (Value, Vec<f32>) {
     let centres = directory.join("spots.csv");
     std::fs::write(&centres, "x,y\n900,1000\n700,512\n").unwrap();
-    let out = directory.join(format!("{engine}-{adapter}"));
+    let out = directory.join(format!("{engine}-{adapter}{}", more.concat().replace('/', "-")));
     Run::of(
         program("diffbulk")
             .env("DIFFBULK_GPU", adapter)
@@ -38,7 +43,8 @@ fn predict(directory: &Path, engine: &str, adapter: &str) -> (Value, Vec<f32>) {
             .arg(&centres)
             .arg(data(SLIDE))
             .arg("-o")
-            .arg(&out),
+            .arg(&out)
+            .args(more),
     )
     .ok();
     let report = std::fs::read(out.join("run.json")).unwrap();
@@ -63,6 +69,34 @@ fn the_adapter_predicts_what_the_processor_predicts() {
     assert!(found.len() > 500);
     for (found, expected) in found.iter().zip(&expected) {
         assert!((found - expected).abs() <= 1e-4 * expected.abs().max(1.0), "{found} {expected}");
+    }
+}
+
+#[test]
+fn cooperative_matrices_are_used_where_the_adapter_has_them() {
+    if !adapter_or_skip() {
+        return;
+    }
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let model = models.join("her2st-edge-f16.onnx");
+    let model = ["--model", model.to_str().unwrap()];
+    let directory = tempfile::tempdir().unwrap();
+    let (report, expected) = predict_with(directory.path(), "wgpu", "", &model);
+    assert!(report["settings"]["cooperative_matrices"].is_null(), "{report}");
+    let asked = [&model[..], &["--cooperative-matrices"]].concat();
+    let (report, found) = predict_with(directory.path(), "wgpu", "", &asked);
+    assert_eq!(report["settings"]["cooperative_matrices"], "where offered");
+    let half = |adapter: &Value| {
+        adapter["half"] == true
+            && adapter["cooperative_matrices"].as_array().unwrap().iter().any(|m| m["half"] == true)
+    };
+    if !half(&adapters()[0]) {
+        // It does without.
+        return assert_eq!(found, expected);
+    }
+    assert_ne!(found, expected);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() <= 1e-2 * expected.abs().max(1.0), "{found} {expected}");
     }
 }
 

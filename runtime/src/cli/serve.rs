@@ -155,13 +155,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let reload = interrupt::reload()?;
     let stop = interrupt::flag()?;
     let orders = Orders { stop, reload };
-    if arguments.engine.name == engine::AUTO {
-        // A scan's report tells one engine for all tiles.
-        return Err(Error::Request(
-            "serve does not change the engine within a scan; give --engine cpu or --engine wgpu"
-                .into(),
-        ));
-    }
     let options = arguments.options()?;
     serve::run(&options, arguments, &orders, &mut |addresses| {
         // Tells whoever started it which port a 0 became; nobody need listen.

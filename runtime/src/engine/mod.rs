@@ -175,9 +175,6 @@ impl Default for Options {
     }
 }
 
-/// Name of the engine that chooses between others.
-pub const AUTO: &str = auto::NAME;
-
 /// One entry of the list of engines.
 pub struct Registration {
     /// Name the user asks for.
@@ -225,7 +222,7 @@ pub fn present() -> impl Iterator<Item = &'static Registration> {
     let hardware = gpu::adapter::adapters().iter().any(|adapter| !adapter.is_software());
     #[cfg(not(feature = "wgpu"))]
     let hardware = false;
-    ENGINES.iter().filter(move |engine| engine.name != AUTO && (hardware || !engine.graphics))
+    ENGINES.iter().filter(move |engine| engine.name != auto::NAME && (hardware || !engine.graphics))
 }
 
 /// Loads `model` into the engine called `name`.

@@ -42,6 +42,8 @@ pub(super) struct Predicted {
     pub(super) shot: Shot,
     /// The row, or why there is none; the difference between bad pixels and a failed model.
     pub(super) row: std::result::Result<Row, Failure>,
+    /// Which engine made it, where engines stand in for each other.
+    pub(super) engine: &'static str,
     /// From the last pixel byte to here.
     pub(super) latency: Duration,
 }
@@ -75,7 +77,7 @@ impl Sessions {
     }
 }
 
-/// Starts `threads` workers, which end when the queue does.
+/// Starts workers for `threads` threads, which end when the queue does: more where the engine gathers tiles in batches.
 ///
 /// # Errors
 /// When the engine cannot make a session.
@@ -87,7 +89,7 @@ pub(super) fn start(
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<std::thread::JoinHandle<()>>> {
     let mut workers = Vec::new();
-    for _ in 0..threads.max(1) {
+    for _ in 0..first.engine.sessions(threads).max(1) {
         let mut sessions = Sessions::default();
         sessions.of(first)?;
         workers.push(sessions);
@@ -105,11 +107,16 @@ fn run(mut sessions: Sessions, queue: &Receiver<Work>, done: &Sender<Input>, met
     for work in queue {
         let Work { scan, served, shot, job, picture, um_per_px } = work;
         let arrived: Instant = picture.arrived;
+        let mut engine = served.engine_name();
         let row = match sessions.of(&served) {
-            Ok(session) => predict(session, &served, job, picture, um_per_px, metrics),
+            Ok(session) => {
+                let row = predict(session, &served, job, picture, um_per_px, metrics);
+                engine = session.ran_on().unwrap_or(engine);
+                row
+            }
             Err(error) => Err(Failure::Engine(error)),
         };
-        let predicted = Predicted { scan, shot, row, latency: arrived.elapsed() };
+        let predicted = Predicted { scan, shot, row, engine, latency: arrived.elapsed() };
         if done.send(Input::Predicted(Box::new(predicted))).is_err() {
             return;
         }

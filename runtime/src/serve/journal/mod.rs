@@ -18,7 +18,7 @@ use crate::predict::journal::{Settings, decode, differences, encode, finish_fram
 use crate::{Error, Result};
 
 /// First bytes of the file; the last one is the version of the format.
-const MAGIC: [u8; 8] = *b"DBSCAN\r\x01";
+const MAGIC: [u8; 8] = *b"DBSCAN\r\x02";
 
 const KIND_ROW: u8 = 1;
 const KIND_DECISION: u8 = 2;
@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub(super) scale_pm: u32,
     /// From the last pixel byte to the vector.
     pub(super) latency_us: u32,
+    /// Engine that predicted it.
+    pub(super) engine: String,
     /// The row, as the outputs take it.
     pub(super) row: Row,
 }
@@ -119,8 +121,14 @@ impl ScanJournal {
         let mut reader = BufReader::with_capacity(1 << 18, &self.file);
         let mut magic = Vec::new();
         (&mut reader).take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(io)?;
-        if magic[..] != MAGIC[..magic.len()] {
-            return Err(Error::output(&self.path, "is no journal of a scan; move it away"));
+        match magic.split_last_chunk::<1>() {
+            Some((name, version)) if MAGIC.starts_with(name) && magic.len() == MAGIC.len() => {
+                if !MAGIC.ends_with(version) {
+                    return Ok(Some(vec![format!("its format is version {}", version[0])]));
+                }
+            }
+            _ if MAGIC.starts_with(&magic) => {}
+            _ => return Err(Error::output(&self.path, "is no journal of a scan; move it away")),
         }
         let mut payload = Vec::new();
         let first = read_frame(&mut reader, &mut payload).map_err(io)?;
@@ -188,6 +196,10 @@ impl ScanJournal {
         frame.push(entry.attempt);
         frame.extend_from_slice(&entry.scale_pm.to_le_bytes());
         frame.extend_from_slice(&entry.latency_us.to_le_bytes());
+        // Names of engines are short.
+        let engine = &entry.engine.as_bytes()[..entry.engine.len().min(u8::MAX.into())];
+        frame.push(engine.len() as u8);
+        frame.extend_from_slice(engine);
         frame.extend_from_slice(&row[8..]);
         let offset = self.write(frame)?;
         self.index.insert(key, stored(offset, entry));
@@ -278,10 +290,13 @@ fn decode_entry(bytes: &[u8]) -> Option<Entry> {
     let (&attempt, bytes) = bytes.split_first()?;
     let (scale, bytes) = bytes.split_first_chunk::<4>()?;
     let (latency, bytes) = bytes.split_first_chunk::<4>()?;
+    let (&length, bytes) = bytes.split_first()?;
+    let (engine, bytes) = bytes.split_at_checked(length.into())?;
     Some(Entry {
         attempt,
         scale_pm: u32::from_le_bytes(*scale),
         latency_us: u32::from_le_bytes(*latency),
+        engine: String::from_utf8(engine.to_vec()).ok()?,
         row: decode(bytes)?,
     })
 }
@@ -308,6 +323,7 @@ mod tests {
             attempt,
             scale_pm: 499_000,
             latency_us: 7,
+            engine: if index == 5 { "wgpu".into() } else { "cpu".into() },
             row: Row {
                 tile: Tile { index, id: format!("t{index}"), x: 1.5, y: 2.0, side: 3.0 },
                 tissue: 0.5,
@@ -376,6 +392,10 @@ mod tests {
         assert_eq!(other.len(), 0);
         assert!(directory.path().join("j.aside-1").exists());
         assert!(ScanJournal::open(&path, &settings("other"), TILES).is_err(), "two writers");
+        let old = directory.path().join("old");
+        std::fs::write(&old, b"DBSCAN\r\x01 and what that version wrote").unwrap();
+        assert_eq!(ScanJournal::open(&old, &settings("m"), TILES).unwrap().len(), 0);
+        assert!(directory.path().join("old.aside-1").exists());
         let foreign = directory.path().join("thesis");
         std::fs::write(&foreign, "my thesis").unwrap();
         assert!(ScanJournal::open(&foreign, &settings("m"), TILES).is_err());

@@ -134,6 +134,7 @@ impl Scan {
             attempt: shot.attempt,
             scale_pm: capture.event.scale.0,
             latency_us: u32::try_from(predicted.latency.as_micros()).unwrap_or(u32::MAX),
+            engine: predicted.engine.into(),
             row,
         };
         if let Err(error) = run.prepared.journal.push(&entry) {

@@ -121,10 +121,15 @@ fn write(ending: &mut Ending, served: &Served) -> Result<Finished> {
     let (journal, scale_pm) = (&*journal, scale.0);
     let latency = Latencies::default();
     let mut predicted = 0;
+    let mut engines: Vec<EngineShare> = Vec::new();
     let (mut files, means) = write_rows(&ending.formats, context, |each| {
         for stored in chosen(journal, scale_pm) {
             let entry = journal.read(stored)?;
             latency.push(std::time::Duration::from_micros(entry.latency_us.into()));
+            match engines.iter_mut().find(|share| share.engine == entry.engine) {
+                Some(share) => share.tiles += 1,
+                None => engines.push(EngineShare { tiles: 1, ..EngineShare::new(&entry.engine) }),
+            }
             each(entry.row)?;
             predicted += 1;
         }
@@ -149,10 +154,7 @@ fn write(ending: &mut Ending, served: &Served) -> Result<Finished> {
                 engine: served.engine_name().into(),
                 threads: ending.threads,
             },
-            engines: vec![EngineShare {
-                tiles: predicted,
-                ..EngineShare::new(served.engine_name())
-            }],
+            engines,
             model: predict::describe_model(&served.model),
             slide: SlideReport {
                 file: ending.slide.name.clone(),

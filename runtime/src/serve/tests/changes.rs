@@ -48,6 +48,20 @@ fn a_new_model_is_used_from_the_next_slide_on_and_no_link_is_dropped() {
 }
 
 #[test]
+fn an_engine_that_stands_in_for_another_is_told_with_its_tiles() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = Fake { stands_in_from: Some(4), ..Fake::default() };
+    let daemon = start(options(directory.path()), &engine);
+    assert_eq!(play(&slide(6, 6), &settings(daemon.socket(), 4)).results, 36);
+    daemon.end().unwrap();
+    let engines = report(directory.path(), "tiles")["engines"].clone();
+    let told: Vec<_> =
+        engines.as_array().unwrap().iter().map(|e| (&e["engine"], &e["tiles"])).collect();
+    assert_eq!(told.len(), 2, "{engines}");
+    assert!(told[0].0 == "fake" && told[0].1 == 24 && told[1].0 == "another" && told[1].1 == 12);
+}
+
+#[test]
 fn a_model_that_fails_its_self_test_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = start(options(directory.path()), &Fake::default());

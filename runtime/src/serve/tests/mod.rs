@@ -36,6 +36,10 @@ struct Fake {
     takes: Duration,
     /// Columns of tiles (red) for which it panics.
     panics_at: Option<u8>,
+    /// Rows of tiles (green) from which on another engine stands in.
+    stands_in_from: Option<u8>,
+    /// Which engine predicted the last tile.
+    ran_on: Option<&'static str>,
 }
 
 impl Engine for Fake {
@@ -59,9 +63,15 @@ impl Session for Fake {
         self.predicted.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.takes);
         assert!(self.panics_at != Some(image[middle]), "a tile that breaks the engine");
+        let stands_in = self.stands_in_from.is_some_and(|row| image[middle + 1] >= row);
+        self.ran_on = self.stands_in_from.map(|_| if stands_in { "another" } else { "fake" });
         values.clear();
         values.extend(image[middle..middle + 3].iter().map(|&value| f32::from(value)));
         Ok(())
+    }
+
+    fn ran_on(&self) -> Option<&'static str> {
+        self.ran_on
     }
 }
 
