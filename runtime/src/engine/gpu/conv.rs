@@ -1,8 +1,9 @@
 //! Convolutions of reals: as a matrix product, and channel by channel.
 
+use super::elements::Elements;
 use super::lower::{Context, reach};
 use super::map::{Frame, Map};
-use super::product::{Elements, Norm, Product};
+use super::product::{Norm, Product};
 use super::shader::{Kernel, Weights, Writer};
 use super::tiling::{Choice, Extent, Tiling};
 use super::{Lowered, refuse, winograd};

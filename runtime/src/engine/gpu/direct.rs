@@ -1,8 +1,9 @@
 //! Convolutions from global memory: the products of [`Product`] where there is no shared memory worth using,
 //! and convolutions channel by channel.
 
+use super::elements::Elements;
 use super::lower::Context;
-use super::product::{Elements, Product, lines};
+use super::product::{Product, lines};
 use super::shader::{Kernel, Weights, Writer, groups};
 use super::tiling::{Choice, Tiling};
 use super::{Lowered, refuse};

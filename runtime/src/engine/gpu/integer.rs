@@ -7,10 +7,11 @@
 //! into the bias.
 
 use super::conv::{Geometry, frame, rows, shape, steps};
+use super::elements::Elements;
 use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::norm;
-use super::product::{Elements, Norm, Product};
+use super::product::{Norm, Product};
 use super::requantise::{begin, digits, finish, looked_up, rounded};
 use super::shader::{Abilities, Kernel, Weights, Writer};
 use super::tiling::{self, Choice, Extent, Tiling};

@@ -12,7 +12,9 @@
 pub mod adapter;
 mod bytes;
 mod conv;
+mod cooperative;
 mod direct;
+mod elements;
 mod integer;
 mod join;
 mod legalise;

@@ -3,8 +3,9 @@
 //! for itself, or by subgroups with cooperative matrices.
 
 use super::conv::Geometry;
+use super::elements::Elements;
 use super::map::Frame;
-use super::shader::{Kernel, Matrices, Weights, Writer};
+use super::shader::{Kernel, Weights, Writer};
 use super::tiling::Tiling;
 use super::{Lowered, refuse};
 
@@ -25,24 +26,6 @@ pub(super) struct Product {
     pub(super) norm: Option<Norm>,
 }
 
-/// What four channels are kept as.
-pub(super) enum Elements {
-    /// Reals. The weights are rows of outputs, one for each channel; `finish` takes a sum.
-    Reals,
-    /// Bytes, four a word. The weights are rows of outputs' words, one for each word; `finish_sum` takes the
-    /// sum as reals.
-    Bytes {
-        /// The word that stands where a window leaves its map.
-        outside: String,
-        /// For each digit of the weights, what its sums begin with, of the channels `c4`.
-        begin: Vec<String>,
-        /// What each digit's sums count for.
-        powers: Vec<f32>,
-        /// Elements of weights from a digit to the next.
-        plane: String,
-    },
-}
-
 /// A pixel norm.
 pub(super) struct Norm {
     /// One over the number of channels.
@@ -52,98 +35,25 @@ pub(super) struct Norm {
     pub(super) channels: Option<String>,
 }
 
-impl Elements {
-    /// Rows of weights to an element of the left side.
-    pub(super) fn rows(&self) -> usize {
-        if matches!(self, Self::Reals) { 4 } else { 1 }
-    }
-
-    /// What is read at `at`, or 0 where it is not `inside`.
-    pub(super) fn fetch(&self, at: &str, inside: &str) -> String {
-        match self {
-            Self::Reals => format!("select(S(), arena[{at}], {inside})"),
-            Self::Bytes { outside, .. } => format!("select({outside}, words[{at}], {inside})"),
-        }
-    }
-
-    /// The text of an address in the memory these are in.
-    pub(super) fn place(&self, address: String) -> String {
-        match self {
-            Self::Reals => address,
-            Self::Bytes { .. } => address.replace("base +", "words_base +"),
-        }
-    }
-
-    /// The value that an element in shared memory is multiplied as.
-    pub(super) fn value(&self, element: &str) -> String {
-        match self {
-            Self::Reals => format!("V({element})"),
-            Self::Bytes { .. } => element.to_owned(),
-        }
-    }
-
-    /// Declaration of a sum that nothing has been added to.
-    pub(super) fn empty(&self) -> &'static str {
-        if matches!(self, Self::Reals) { "V(0.0)" } else { "vec4<i32>(0)" }
-    }
-
-    /// Statement that adds `left` times row `lane` of the weights, `right`, to `sum`.
-    pub(super) fn multiply(&self, sum: &str, left: &str, lane: usize, right: &str) -> String {
-        match self {
-            Self::Reals => {
-                let x = ["x", "y", "z", "w"][lane];
-                format!("{sum} = fma(V({left}.{x}), {right}, {sum});")
-            }
-            Self::Bytes { .. } => {
-                let dots =
-                    ["x", "y", "z", "w"].map(|x| format!("dot4I8Packed({left}, {right}.{x})"));
-                format!("{sum} += vec4<i32>({});", dots.join(", "))
-            }
-        }
-    }
-
-    /// Digits that weights are made of, each with a sum of its own.
-    pub(super) fn digits(&self) -> usize {
-        if let Self::Bytes { begin, .. } = self { begin.len() } else { 1 }
-    }
-
-    /// The sums of all digits as reals.
-    fn real(&self, sums: &[String]) -> String {
-        let Self::Bytes { begin, powers, .. } = self else { return sums.concat() };
-        // Powers of two: no product is rounded.
-        let parts = sums.iter().zip(begin).zip(powers).map(|((sum, begin), power)| match sums {
-            [_] => format!("V({sum} + {begin})"),
-            _ => format!("V({sum} + {begin}) * {power:?}"),
-        });
-        parts.reduce(|so_far, next| format!("exact({so_far} + {next})")).unwrap_or_default()
-    }
-
-    /// Statement that hands over the sums of all digits.
-    pub(super) fn finish(&self, sums: &[String]) -> String {
-        let name = if matches!(self, Self::Reals) { "finish" } else { "finish_sum" };
-        format!("{name}({}, pixel, c4);", self.real(sums))
-    }
-}
-
 /// Text of `line` for each of `count`.
 pub(super) fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
     (0..count).map(line).collect()
 }
 
 /// Text of `line` for each of `rows` x `columns`.
-fn grid(rows: usize, columns: usize, line: impl Fn(usize, usize) -> String) -> String {
+pub(super) fn grid(rows: usize, columns: usize, line: impl Fn(usize, usize) -> String) -> String {
     lines(rows, |m| lines(columns, |n| line(m, n)))
 }
 
 /// What a workgroup computes.
-struct Block {
-    threads: usize,
+pub(super) struct Block {
+    pub(super) threads: usize,
     /// Pixels.
-    rows: usize,
+    pub(super) rows: usize,
     /// Elements of outputs.
-    columns: usize,
+    pub(super) columns: usize,
     /// Elements of channels a step.
-    depth: usize,
+    pub(super) depth: usize,
 }
 
 impl Product {
@@ -260,120 +170,8 @@ var<workgroup> right: array<{right_type}, {right}>;\n"
         self.write(writer, kind, &block, &keep, holes, weights)
     }
 
-    /// Each subgroup multiplies `matrices` cooperative matrices down and across. They are read from and written
-    /// to shared memory only, at places that follow from the tiling and from a number of the subgroup that is
-    /// held below the number of `subgroups`.
-    fn cooperative(
-        &self,
-        mut writer: Writer,
-        weights: Weights,
-        of: Matrices,
-        subgroups: [usize; 2],
-        matrices: [usize; 2],
-        depth: usize,
-    ) -> Kernel {
-        let Matrices { side, half, subgroup } = of;
-        let count = subgroups[0] * subgroups[1];
-        let block = Block {
-            threads: count * subgroup,
-            rows: subgroups[0] * matrices[0] * side,
-            columns: subgroups[1] * matrices[1] * side / 4,
-            depth,
-        };
-        let (rows, width, channels) = (block.rows, block.columns * 4, depth * 4);
-        let kind = if half { "f16" } else { "f32" };
-        let shared = format!(
-            "var<workgroup> left: array<{kind}, {}>;
-var<workgroup> right: array<{kind}, {}>;
-var<workgroup> sums: array<f32, {}>;\n",
-            rows * channels,
-            channels * width,
-            rows * width
-        );
-        let matrix = |kind: &str, role: &str| format!("coop_mat{side}x{side}<{kind}, {role}>");
-        let place = |m: usize, n: usize| {
-            format!("&sums[(row + {}u) * {width}u + column + {}u], {width}u", m * side, n * side)
-        };
-        let begin = format!(
-            "  let part = min(number, {}u);
-  let row = part / {}u * {}u;
-  let column = part % {}u * {}u;
-  for (var i = thread; i < {}u; i += {}u) {{ sums[i] = 0.0; }}
-  workgroupBarrier();
-{}",
-            count - 1,
-            subgroups[1],
-            matrices[0] * side,
-            subgroups[1],
-            matrices[1] * side,
-            rows * width,
-            block.threads,
-            grid(matrices[0], matrices[1], |m, n| format!(
-                "  var sum{m}_{n} = coopLoadT<{}>({});\n",
-                matrix("f32", "C"),
-                place(m, n)
-            ))
-        );
-        let multiply = lines(matrices[0], |m| {
-            format!(
-                "            let a{m} = coopLoadT<{}>(&left[(row + {}u) * {channels}u + d * {side}u], \
-                 {channels}u);\n",
-                matrix(kind, "A"),
-                m * side
-            )
-        }) + &lines(matrices[1], |n| {
-            format!(
-                "            let b{n} = coopLoadT<{}>(&right[d * {side}u * {width}u + column + {}u], {width}u);\n",
-                matrix(kind, "B"),
-                n * side
-            )
-        }) + &grid(matrices[0], matrices[1], |m, n| {
-            format!("            sum{m}_{n} = coopMultiplyAdd(a{m}, b{n}, sum{m}_{n});\n")
-        });
-        let n4 = writer.number(self.frame.c4());
-        let store = format!(
-            "{}  workgroupBarrier();
-  for (var i = thread; i < {}u; i += {}u) {{
-    let pixel = first + i / {}u;
-    let c4 = first4 + i % {}u;
-    let sum = V(sums[4u * i], sums[4u * i + 1u], sums[4u * i + 2u], sums[4u * i + 3u]);
-    if (pixel < end && c4 < {n4}) {{ {} }}
-  }}\n",
-            grid(matrices[0], matrices[1], |m, n| format!(
-                "  coopStoreT(sum{m}_{n}, {});\n",
-                place(m, n)
-            )),
-            rows * block.columns,
-            block.threads,
-            block.columns,
-            block.columns,
-            self.elements.finish(&["sum".to_owned()])
-        );
-        let holes = vec![
-            ("$SHARED", shared),
-            ("$SUBGROUP", "@builtin(subgroup_id) number: u32,".to_owned()),
-            ("$BEGIN", begin),
-            ("$STEPS", (channels / side).to_string()),
-            ("$MULTIPLY", multiply),
-            ("$STORE", store),
-        ];
-        let each = |to: &str, at: &str| {
-            lines(4, |lane| {
-                format!("{to}[{at} + {lane}u] = value.{}; ", ["x", "y", "z", "w"][lane])
-            })
-        };
-        let keep = Keep {
-            left: &|pixel, value| {
-                let at = format!("({pixel}) * {channels}u + 4u * depth");
-                format!("{{ let value = {value}; {}}}", each("left", &at))
-            },
-            right: &|value| format!("let value = {value}; {}", each("right", "4u * i")),
-        };
-        self.write(writer, "matrices", &block, &keep, holes, weights)
-    }
-
     /// The shader with `holes` filled in, and those that do not depend on who multiplies.
-    fn write(
+    pub(super) fn write(
         &self,
         mut writer: Writer,
         kind: &'static str,
@@ -458,11 +256,11 @@ var<workgroup> sums: array<f32, {}>;\n",
 }
 
 /// How what was fetched is kept in shared memory.
-struct Keep<'a> {
+pub(super) struct Keep<'a> {
     /// By the number of the pixel in the block, and the value.
-    left: &'a dyn Fn(&str, &str) -> String,
+    pub(super) left: &'a dyn Fn(&str, &str) -> String,
     /// By the value, of row `r` and element `i`.
-    right: &'a dyn Fn(&str) -> String,
+    pub(super) right: &'a dyn Fn(&str) -> String,
 }
 
 impl Norm {

@@ -1,5 +1,6 @@
 //! The engine against tract and the scalar kernels, and its shaders against naga.
 
+mod build;
 mod integers;
 mod random;
 
@@ -115,7 +116,7 @@ fn tilings_are_measured_once_kept_and_change_no_number() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let (graph, image) = random::small();
+    let (graph, image) = build::small();
     let abilities = Abilities { shared: true, ..device.abilities(false) };
     let tuned = |path| tune::choices(&device, &graph, abilities, 1, Some(path)).unwrap();
     let first = tuned(directory.path());
@@ -158,7 +159,7 @@ fn a_device_that_is_lost_says_so_and_stays_lost() {
         return;
     }
     let device = Arc::new(Device::open(false).unwrap());
-    let (graph, image) = random::small();
+    let (graph, image) = build::small();
     let abilities = device.abilities(false);
     let program = Arc::new(Program::new(graph, abilities, &Default::default()).unwrap());
     let resident = Arc::new(Resident::new(Arc::clone(&device), program, 2).unwrap());
@@ -177,7 +178,7 @@ fn a_driver_that_does_not_finish_in_time_is_said_to_hang() {
         return;
     }
     let device = Arc::new(Device::open(false).unwrap());
-    let (graph, image) = random::small();
+    let (graph, image) = build::small();
     let program = Program::new(graph, device.abilities(false), &Default::default()).unwrap();
     let resident = Resident::new(device, Arc::new(program), 8).unwrap();
     let tiles = vec![&image[..]; resident.batch];
@@ -192,7 +193,7 @@ fn a_driver_that_does_not_finish_in_time_is_said_to_hang() {
 #[test]
 fn what_contradicts_itself_is_refused_when_it_is_lowered() {
     use crate::engine::fused::{BufferSpec, Core, Layout, Step};
-    let (graph, _) = random::small();
+    let (graph, _) = build::small();
     let abilities = Abilities::default();
     let lower = |graph| Program::new(graph, abilities, &Default::default()).map(|_| ());
     lower(graph.clone()).unwrap();
@@ -232,7 +233,7 @@ fn an_unknown_operator_is_refused_by_its_name() {
     let file = shipped();
     let model = typed(file.proto(), &[1, 224, 224, 3]).unwrap();
     let plan = model.into_runnable().unwrap();
-    let (mut graph, _) = random::small();
+    let (mut graph, _) = build::small();
     let op = &mut graph.ops[1];
     op.core = fused::Core::Tract(fused::TractOp {
         about: "Einsum".into(),

@@ -6,10 +6,11 @@
 
 use super::Lowered;
 use super::conv::Geometry;
+use super::elements::Elements;
 use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::gather;
-use super::product::{Elements, Product};
+use super::product::Product;
 use super::shader::{Kernel, Weights, groups};
 use super::tiling::{Choice, Extent};
 use crate::engine::fused::{BufferId, BufferSpec, Conv, FusedOp, Layout, Step};
