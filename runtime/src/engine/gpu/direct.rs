@@ -4,7 +4,7 @@
 use super::elements::Elements;
 use super::lower::Context;
 use super::product::{Product, lines};
-use super::shader::{Kernel, Weights, Writer, groups};
+use super::shader::{Kernel, Weights, Writer};
 use super::tiling::{Choice, Tiling};
 use super::{Lowered, refuse};
 
@@ -126,7 +126,6 @@ impl Product {
         holes.extend([
             ("$TM", pixels.to_string()),
             ("$N4", writer.number(self.frame.c4())),
-            ("$PIXELS", all),
             ("$SETUP", setup),
             ("$ADDRESS", address),
             ("$STORE", store),
@@ -135,6 +134,6 @@ impl Product {
             ("$FIRST", format!("{}u", writer.rows(&self.sources))),
         ]);
         let count = self.frame.pixels().div_ceil(pixels) * self.frame.c4();
-        writer.finish(kind, template, &holes, weights, groups(count, 64))
+        writer.each(kind, template, &holes, weights, count)
     }
 }

@@ -165,12 +165,7 @@ fn product(
         sources: rows(op, sources),
         frame,
         planes: 1,
-        elements: Elements::Bytes {
-            outside: writer.word(word([zero(conv.input); 4])),
-            begin,
-            powers: conv.powers(),
-            plane: writer.number(plane),
-        },
+        elements: elements(&mut writer, conv, begin, plane),
         norm,
     };
     let k4 = sources.iter().map(|map| map.c4()).sum();
@@ -241,16 +236,21 @@ fn depthwise(
         sources: rows(op, &[source]),
         frame,
         planes: 1,
-        elements: Elements::Bytes {
-            outside: writer.word(word([zero(conv.input); 4])),
-            begin,
-            powers: conv.powers(),
-            plane: String::new(),
-        },
+        elements: elements(&mut writer, conv, begin, 0),
         norm: None,
     };
     let shape = shape("int8 depthwise", op, &conv.conv, frame, source.c4());
     product.by_channel(context, writer, "int8 depthwise", Weights::Words(weights), shape)
+}
+
+/// What `conv` multiplies; from one digit of its weights to the next it is `plane` elements.
+fn elements(writer: &mut Writer, conv: &IntegerConv, begin: Vec<String>, plane: usize) -> Elements {
+    Elements::Bytes {
+        outside: writer.word(word([zero(conv.input); 4])),
+        begin,
+        powers: conv.powers(),
+        plane: writer.number(plane),
+    }
 }
 
 /// The byte that means 0, as it is kept.

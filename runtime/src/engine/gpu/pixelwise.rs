@@ -165,11 +165,10 @@ impl Context<'_> {
             ("$FROM", writer.number(source.offset)),
             ("$C4", writer.number(source.c4())),
             ("$TO", writer.number(to.offset)),
-            ("$COUNT", writer.number(count)),
             ("$LANE", lane),
         ];
         let template = include_str!("shaders/layout.wgsl");
-        Ok(writer.finish("layout", template, &holes, Weights::default(), groups(count, 64)))
+        Ok(writer.each("layout", template, &holes, Weights::default(), count))
     }
 }
 
@@ -232,9 +231,9 @@ pub(super) fn elementwise(
 ) -> Lowered<Kernel> {
     writer.steps("finish", steps, frame)?;
     let count = frame.pixels() * frame.c4();
-    let holes = [("$COUNT", writer.number(count)), ("$C4", writer.number(frame.c4()))];
+    let holes = [("$C4", writer.number(frame.c4()))];
     let template = include_str!("shaders/elementwise.wgsl");
-    Ok(writer.finish(kind, template, &holes, Weights::default(), groups(count, 64)))
+    Ok(writer.each(kind, template, &holes, Weights::default(), count))
 }
 
 /// The same with pixel norms among the steps: four threads of a pixel share its sum of squares, which is so taken in

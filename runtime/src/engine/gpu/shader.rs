@@ -15,6 +15,7 @@ fn centre(grid: Grid) -> f32 {
 
 const PRELUDE: &str = include_str!("shaders/prelude.wgsl");
 const EXACT: &str = include_str!("shaders/exact.wgsl");
+const EACH: &str = include_str!("shaders/each.wgsl");
 
 /// What shaders may use, beyond what every adapter has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -313,6 +314,20 @@ impl<'a> Writer<'a> {
     pub(super) fn index(&mut self, v: &str, grid: Grid) -> String {
         let (inverse, zero) = (self.real(grid.inverse()), self.real(f32::from(grid.zero_point)));
         format!("to_grid({v}, {inverse}, {zero})")
+    }
+
+    /// The shader of a function `work(i)` that `template` is, for each `i` below `count`.
+    pub(super) fn each(
+        mut self,
+        kind: &'static str,
+        template: &str,
+        holes: &[(&str, String)],
+        weights: Weights,
+        count: usize,
+    ) -> Kernel {
+        let holes = [holes, &[("$WORK", self.number(count))]].concat();
+        let template = [template, EACH].concat();
+        self.finish(kind, &template, &holes, weights, groups(count, 64))
     }
 
     /// The shader: `template` with `holes` filled in (each `$NAME` with its text), behind the prelude

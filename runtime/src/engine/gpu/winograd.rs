@@ -11,7 +11,7 @@ use super::lower::Context;
 use super::map::{Frame, Map};
 use super::pixelwise::gather;
 use super::product::Product;
-use super::shader::{Kernel, Weights, groups};
+use super::shader::{Kernel, Weights};
 use super::tiling::{Choice, Extent};
 use crate::engine::fused::{BufferId, BufferSpec, Conv, FusedOp, Layout, Step};
 
@@ -91,8 +91,7 @@ pub(super) fn lower(
         ("$BODY", body),
     ];
     let template = include_str!("shaders/winograd_in.wgsl");
-    let transform =
-        writer.finish("winograd in", template, &holes, Weights::default(), groups(count * k4, 64));
+    let transform = writer.each("winograd in", template, &holes, Weights::default(), count * k4);
 
     let product = product(context, conv, scratch, [count, k4, n4])?;
 
@@ -123,8 +122,7 @@ pub(super) fn lower(
         ("$BODY", body),
     ];
     let template = include_str!("shaders/winograd_out.wgsl");
-    let back =
-        writer.finish("winograd out", template, &holes, Weights::default(), groups(count * n4, 64));
+    let back = writer.each("winograd out", template, &holes, Weights::default(), count * n4);
     Ok(vec![transform, product, back])
 }
 

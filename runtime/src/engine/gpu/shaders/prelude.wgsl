@@ -19,10 +19,6 @@ fn begin(group: vec3<u32>) {
   base = tile * params[0].x;
   words_base = tile * params[0].y;
 }
-// The number of a thread in workgroups of 64, counted over two dimensions.
-fn number(group: vec3<u32>, groups: vec3<u32>, thread: u32) -> u32 {
-  return (group.y * groups.x + group.x) * 64u + thread;
-}
 // The value as it is once rounded: what follows is not contracted with the operation before. The number is
 // always 0, which a compiler cannot know.
 fn exact(v: V) -> V { return bitcast<V>(bitcast<vec4<u32>>(v) ^ vec4<u32>(params[0].z)); }

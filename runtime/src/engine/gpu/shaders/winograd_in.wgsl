@@ -16,15 +16,7 @@ fn pixel_at(y: u32, x: u32, c4: u32) -> V {
   return select(V(0.0), core(select(0u, y * $WIDTH + x, inside), c4), inside);
 }
 
-@compute @workgroup_size(64)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  let i = number(group, groups, thread);
-  if (i >= $COUNT) { return; }
-  begin(group);
+fn work(i: u32) {
   let c4 = i % $K4;
   let t = i / $K4;
   let top = t / $ACROSS * 4u - $TOP;

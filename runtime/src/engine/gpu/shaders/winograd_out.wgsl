@@ -7,15 +7,7 @@ fn backward(m0: V, m1: V, m2: V, m3: V, m4: V, m5: V) -> array<V, 4> {
   return array<V, 4>(m0 + a + c, b + 2.0 * d, a + 4.0 * c, b + 8.0 * d + m5);
 }
 
-@compute @workgroup_size(64)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
-  @builtin(local_invocation_index) thread: u32,
-) {
-  let i = number(group, groups, thread);
-  if (i >= $COUNT) { return; }
-  begin(group);
+fn work(i: u32) {
   let c4 = i % $N4;
   let t = i / $N4;
   let y = t / $ACROSS * 4u;
