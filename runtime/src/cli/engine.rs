@@ -11,7 +11,7 @@ pub(super) struct EngineChoice {
     pub(super) name: String,
 
     /// Do not measure on a graphics adapter which tile shapes are fastest. It is done once for an
-    /// adapter, driver and shape, takes some seconds, and changes no number.
+    /// adapter, driver and shape, takes some seconds to a minute, and changes no number.
     #[arg(long)]
     no_tune: bool,
 

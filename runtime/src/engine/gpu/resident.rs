@@ -1,5 +1,6 @@
 //! A program on a device: pipelines, buffers and bind groups, made once; and running a batch.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,9 @@ pub(super) struct Flight {
     mapped: mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>,
 }
 
+/// Shaders compiled for one device, by their text.
+pub(super) type Compiled = HashMap<String, wgpu::ComputePipeline>;
+
 impl Resident {
     /// Uploads `program`, for at most `batch` tiles at a time.
     ///
@@ -53,6 +57,19 @@ impl Resident {
         device: Arc<Device>,
         program: Arc<Program>,
         batch: usize,
+    ) -> Result<Self, String> {
+        Self::sharing(device, program, batch, &mut Compiled::new())
+    }
+
+    /// The same; shaders that other programs of the device have in common with it are not compiled again.
+    ///
+    /// # Errors
+    /// As [`Resident::new`].
+    pub(super) fn sharing(
+        device: Arc<Device>,
+        program: Arc<Program>,
+        batch: usize,
+        compiled: &mut Compiled,
     ) -> Result<Self, String> {
         let limits = device.device.limits();
         let tile = program.arena_bytes().max(program.image[1] * 4).max(program.words * 4);
@@ -74,26 +91,28 @@ impl Resident {
                 program.constants.len().div_ceil(1 << 20)
             ));
         }
-        device.scoped("loading the model", || Self::make(&device, &program, batch)).map(|parts| {
-            let Parts { pipelines, bindings, arena, words, images, uploads, results } = parts;
-            let submitting = Mutex::default();
-            Self {
-                device,
-                program,
-                batch,
-                pipelines,
-                bindings,
-                arena,
-                words,
-                images,
-                uploads,
-                results,
-                submitting,
-            }
-        })
+        device.scoped("loading the model", || Self::make(&device, &program, batch, compiled)).map(
+            |parts| {
+                let Parts { pipelines, bindings, arena, words, images, uploads, results } = parts;
+                let submitting = Mutex::default();
+                Self {
+                    device,
+                    program,
+                    batch,
+                    pipelines,
+                    bindings,
+                    arena,
+                    words,
+                    images,
+                    uploads,
+                    results,
+                    submitting,
+                }
+            },
+        )
     }
 
-    fn make(device: &Device, program: &Program, batch: usize) -> Parts {
+    fn make(device: &Device, program: &Program, batch: usize, compiled: &mut Compiled) -> Parts {
         let gpu = &device.device;
         let storage = |binding: u32, read_only: bool| wgpu::BindGroupLayoutEntry {
             binding,
@@ -124,8 +143,11 @@ impl Resident {
             bind_group_layouts: &[Some(&layout)],
             ..Default::default()
         });
-        let pipelines =
-            program.sources.iter().map(|source| pipeline(gpu, &pipeline_layout, source)).collect();
+        let compile = |source: &String| {
+            let known = compiled.entry(source.clone());
+            known.or_insert_with(|| pipeline(gpu, &pipeline_layout, source)).clone()
+        };
+        let pipelines = program.sources.iter().map(compile).collect();
         let buffer = |label, size: usize, usage| {
             gpu.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::adapter::Device;
 use super::program::Program;
-use super::resident::Resident;
+use super::resident::{Compiled, Resident};
 use super::shader::Abilities;
 use super::tiling::Tiling;
 use crate::engine::fused::FusedGraph;
@@ -70,9 +70,13 @@ pub(super) fn choices(
     if missing.is_empty() {
         return Ok(kept);
     }
-    tracing::info!("{}: measuring {} shapes, once", device.about.name, missing.len());
+    let tilings: usize = missing.values().map(Vec::len).sum();
+    let name = &device.about.name;
+    tracing::info!("{name}: measuring {tilings} tilings of {} shapes, once", missing.len());
     let image = vec![127; usual.image[0]];
     let mut best: BTreeMap<&str, (f64, Tiling)> = BTreeMap::new();
+    // Most shaders are the same from trial to trial.
+    let mut compiled = Compiled::new();
     for trial in 0..missing.values().map(Vec::len).max().unwrap_or(0) {
         let tried = |(shape, tilings): (&String, &Vec<Tiling>)| {
             tilings.get(trial).map(|tiling| (shape.clone(), *tiling))
@@ -80,7 +84,8 @@ pub(super) fn choices(
         let mut choices = kept.clone();
         choices.extend(missing.iter().filter_map(tried));
         let program = Arc::new(Program::new(graph.clone(), abilities, &choices)?);
-        let resident = Resident::new(Arc::clone(device), Arc::clone(&program), batch)?;
+        let resident =
+            Resident::sharing(Arc::clone(device), Arc::clone(&program), batch, &mut compiled)?;
         let Some(times) = resident.times(&image, REPETITIONS)? else { return Ok(kept) };
         let mut sums: BTreeMap<&str, (f64, Tiling)> = BTreeMap::new();
         for (dispatch, time) in program.dispatches.iter().zip(times) {
