@@ -1,8 +1,8 @@
 //! How the pixels of a tile become the input of any ONNX image model.
 
 use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::ensure;
 
+use super::{expect_bytes, tract};
 use crate::model::pb::tensor_proto::DataType;
 use crate::model::{Dim, OnnxFile};
 use crate::{Error, Result};
@@ -85,14 +85,9 @@ impl Pixels {
     }
 
     /// The input tensor of one tile of `side` x `side` x 3 RGB bytes (row-major HWC).
-    pub(crate) fn tensor(&self, image: &[u8]) -> TractResult<Tensor> {
+    pub(crate) fn tensor(&self, image: &[u8]) -> Result<Tensor> {
         let plane = self.side * self.side;
-        ensure!(
-            image.len() == plane * 3,
-            "a tile has {} bytes, this one {}",
-            plane * 3,
-            image.len()
-        );
+        expect_bytes(tract::NAME, image, plane * 3)?;
         let source = |index: usize| match self.layout {
             Layout::Nhwc => index,
             Layout::Nchw => (index % plane) * 3 + index / plane,
@@ -100,7 +95,7 @@ impl Pixels {
         let shape = self.shape();
         if self.bytes {
             let values: Vec<u8> = (0..plane * 3).map(|index| image[source(index)]).collect();
-            return Tensor::from_shape(&shape, &values);
+            return Tensor::from_shape(&shape, &values).map_err(tract::failure);
         }
         let Normalization { mean, std } = self.normalization;
         let values: Vec<f32> = (0..plane * 3)
@@ -109,6 +104,6 @@ impl Pixels {
                 (f32::from(image[at]) / 255.0 - mean[at % 3]) / std[at % 3]
             })
             .collect();
-        Tensor::from_shape(&shape, &values)
+        Tensor::from_shape(&shape, &values).map_err(tract::failure)
     }
 }

@@ -106,7 +106,7 @@ impl ProbeSession {
     /// # Errors
     /// When `image` has another size, or the engine fails.
     pub fn run(&mut self, image: &[u8]) -> Result<Vec<Vec<f32>>> {
-        let input = self.pixels.tensor(image).map_err(tract::failure)?;
+        let input = self.pixels.tensor(image)?;
         let outputs = self.state.run(tvec!(input.into())).map_err(tract::failure)?;
         outputs.iter().map(|value| floats(value).map_err(tract::failure)).collect()
     }
