@@ -81,14 +81,15 @@ impl Adapter {
     }
 }
 
-/// The square ones with sums of float32, where the threads of a subgroup and the shared memory of a workgroup
-/// are what the shaders count on.
+/// The square ones with sums of float32, where the threads of a subgroup (four of which a workgroup has) and the
+/// shared memory of a workgroup are what the shaders count on.
 fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrices> {
     use wgpu::CooperativeScalarType::{F16, F32};
     let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
     let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
     if !features.contains(needed)
         || info.subgroup_min_size != info.subgroup_max_size
+        || info.subgroup_max_size > 64
         || (limits.max_compute_workgroup_storage_size as usize) < SHARED_BY_MATRICES
     {
         return vec![];

@@ -19,6 +19,11 @@ pub(super) enum Elements {
 }
 
 impl Elements {
+    /// Types of four channels of a pixel, and of a row of four outputs' weights.
+    pub(super) fn types(&self) -> [&'static str; 2] {
+        if matches!(self, Self::Reals) { ["S", "S"] } else { ["u32", "vec4<u32>"] }
+    }
+
     /// Rows of weights to an element of the left side.
     pub(super) fn rows(&self) -> usize {
         if matches!(self, Self::Reals) { 4 } else { 1 }

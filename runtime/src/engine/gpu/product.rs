@@ -97,10 +97,7 @@ impl Product {
         };
         let (rows, columns, lanes) = (block.rows, block.columns, self.elements.rows());
         let (left, right) = (rows * depth, lanes * depth * columns);
-        let [left_type, right_type] = match self.elements {
-            Elements::Reals => ["S", "S"],
-            Elements::Bytes { .. } => ["u32", "vec4<u32>"],
-        };
+        let [left_type, right_type] = self.elements.types();
         let mut shared = format!(
             "var<workgroup> left: array<{left_type}, {left}>;
 var<workgroup> right: array<{right_type}, {right}>;\n"
@@ -214,10 +211,10 @@ var<workgroup> right: array<{right_type}, {right}>;\n"
             let keep = (keep.left)(&pixel(m), &value);
             guarded(&format!("          {keep}\n"), left, threads, m)
         });
-        let nothing = if lanes == 4 { "S()" } else { "vec4<u32>()" };
+        let [_, right_type] = self.elements.types();
         let load_right = lines(right.div_ceil(threads), |s| {
             let value =
-                format!("select({nothing}, weights[select(0u, (k + r) * {n4} + n, is)], is)");
+                format!("select({right_type}(), weights[select(0u, (k + r) * {n4} + n, is)], is)");
             let load = format!(
                 "          {{
             let i = thread + {}u;
