@@ -85,19 +85,59 @@ fn cooperative_matrices_are_used_where_the_adapter_has_them() {
     assert!(report["settings"]["cooperative_matrices"].is_null(), "{report}");
     let asked = [&model[..], &["--cooperative-matrices"]].concat();
     let (report, found) = predict_with(directory.path(), "wgpu", "", &asked);
-    assert_eq!(report["settings"]["cooperative_matrices"], "where offered");
     let half = |adapter: &Value| {
         adapter["half"] == true
             && adapter["cooperative_matrices"].as_array().unwrap().iter().any(|m| m["half"] == true)
     };
+    let told = &report["settings"]["cooperative_matrices"];
     if !half(&adapters()[0]) {
         // It does without.
+        assert!(told.is_null(), "{report}");
         return assert_eq!(found, expected);
     }
+    assert_eq!(told, "used");
     assert_ne!(found, expected);
     for (found, expected) in found.iter().zip(&expected) {
         assert!((found - expected).abs() <= 1e-2 * expected.abs().max(1.0), "{found} {expected}");
     }
+}
+
+#[test]
+fn tile_shapes_are_measured_once_and_change_no_number() {
+    if !adapter_or_skip() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let cache = directory.path().join("cache");
+    let run = |more: &[&str]| {
+        Run::of(
+            program("diffbulk")
+                .env("XDG_CACHE_HOME", &cache)
+                .args(["bench", "engine", "--engine", "wgpu", "--only", "latency"])
+                .args(["--seconds", "0.1", "--tiles"])
+                .arg(directory.path().join("tile"))
+                .arg("--values")
+                .arg(directory.path().join("values"))
+                .args(more)
+                .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/her2st-edge-int8.onnx")),
+        )
+        .ok();
+        std::fs::read(directory.path().join("values")).unwrap()
+    };
+    let tile: Vec<u8> = (0..224 * 224 * 3).map(|k| (k * 31 % 251) as u8).collect();
+    std::fs::write(directory.path().join("tile"), tile).unwrap();
+    let expected = run(&["--no-tune"]);
+    assert!(!cache.join("diffbulk").exists());
+    assert_eq!(run(&["--tune"]), expected);
+    let kept = || -> Vec<_> {
+        let files = std::fs::read_dir(cache.join("diffbulk")).unwrap();
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+    };
+    let first = kept();
+    let told: Value = serde_json::from_str(&first[0]).unwrap();
+    assert!(first.len() == 1 && told["choices"].as_object().unwrap().len() > 30, "{told}");
+    assert_eq!(run(&["--tune"]), expected);
+    assert_eq!(kept(), first, "measured again");
 }
 
 #[test]

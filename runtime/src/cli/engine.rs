@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::engine::{ENGINES, Options};
+use crate::engine::{ENGINES, Options, Tune};
 
 #[derive(Debug, Args)]
 pub(super) struct EngineChoice {
@@ -11,9 +11,13 @@ pub(super) struct EngineChoice {
     pub(super) name: String,
 
     /// Do not measure on a graphics adapter which tile shapes are fastest. It is done once for an
-    /// adapter, driver and shape, takes some seconds to a minute, and changes no number.
-    #[arg(long)]
+    /// adapter, driver and shape, and changes no number.
+    #[arg(long, conflicts_with = "tune")]
     no_tune: bool,
+
+    /// Measure it on an adapter in software too, which is left out otherwise.
+    #[arg(long)]
+    tune: bool,
 
     /// Let a graphics adapter multiply with its cooperative matrices, where it offers them in the
     /// model's precision (`diffbulk info --adapters` tells). Experimental: drivers and wgpu are new to
@@ -24,6 +28,11 @@ pub(super) struct EngineChoice {
 
 impl EngineChoice {
     pub(super) fn options(&self) -> Options {
-        Options { tune: !self.no_tune, cooperative_matrices: self.cooperative_matrices }
+        let tune = match (self.no_tune, self.tune) {
+            (true, _) => Tune::Never,
+            (false, true) => Tune::Always,
+            (false, false) => Tune::Hardware,
+        };
+        Options { tune, cooperative_matrices: self.cooperative_matrices }
     }
 }

@@ -160,18 +160,29 @@ pub struct DevicePeak {
 /// it is read.
 pub type Open = fn(&Model, Cow<ModelProto>, &Options) -> Result<Box<dyn Engine>>;
 
+/// Which devices to tune for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tune {
+    /// None.
+    Never,
+    /// Graphics processors.
+    Hardware,
+    /// Programs that play one, too.
+    Always,
+}
+
 /// What a user can ask of an engine besides its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Measure on the device what is fastest, where that is not known yet.
-    pub tune: bool,
+    /// Which devices to measure what is fastest on, where that is not known yet.
+    pub tune: Tune,
     /// Multiply with the device's cooperative matrices, where it has them in the model's precision.
     pub cooperative_matrices: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tune: true, cooperative_matrices: false }
+        Self { tune: Tune::Hardware, cooperative_matrices: false }
     }
 }
 

@@ -129,8 +129,11 @@ fn run_graph(
 ) -> Result<RunReport> {
     let start = (Instant::now(), SystemTime::now());
     check(request)?;
-    let plan = Plan::new(request, model)?;
+    let mut plan = Plan::new(request, model)?;
     let engine = engine::open_graph(&request.engine, model, graph, &request.options)?;
+    if engine.cooperative_matrices() {
+        plan.settings.insert("cooperative_matrices".into(), "used".into());
+    }
     std::fs::create_dir_all(&request.directory)
         .map_err(|error| output::atomic::explain(&request.directory, error))?;
     let journal_path = Journal::path_for(&request.directory, &plan.stem);
@@ -247,9 +250,6 @@ impl<'a> Plan<'a> {
             ("genes".into(), genes.join(",")),
             ("tiles".into(), tiles.describe()),
         ]);
-        if request.options.cooperative_matrices {
-            settings.insert("cooperative_matrices".into(), "where offered".into());
-        }
         if tiles.min_tissue_applies() {
             settings.insert("min_tissue".into(), request.min_tissue.to_string());
         }

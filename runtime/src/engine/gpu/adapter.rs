@@ -238,7 +238,7 @@ impl Device {
         let matrices = |subgroup: u32| {
             let mut offered = self.about.cooperative_matrices.iter().filter(|_| self.cooperative);
             let of = offered.find(|of| of.half == half)?;
-            Some(Matrices { side: of.side as usize, half, subgroup: subgroup as usize })
+            Some(Matrices { side: of.side as usize, subgroup: subgroup as usize })
         };
         Abilities {
             half,

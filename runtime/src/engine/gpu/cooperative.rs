@@ -16,7 +16,7 @@ impl Product {
         matrices: [usize; 2],
         depth: usize,
     ) -> Kernel {
-        let Matrices { side, half, subgroup } = of;
+        let Matrices { side, subgroup } = of;
         let count = subgroups[0] * subgroups[1];
         let block = Block {
             threads: count * subgroup,
@@ -25,7 +25,7 @@ impl Product {
             depth,
         };
         let (rows, width, channels) = (block.rows, block.columns * 4, depth * 4);
-        let kind = if half { "f16" } else { "f32" };
+        let kind = if writer.abilities().half { "f16" } else { "f32" };
         let shared = format!(
             "var<workgroup> left: array<{kind}, {}>;
 var<workgroup> right: array<{kind}, {}>;

@@ -20,6 +20,7 @@ impl Product {
         weights: Weights,
         pixels: usize,
     ) -> Kernel {
+        debug_assert!(self.norm.is_none(), "a thread has not all channels of a pixel");
         let rows = self.elements.rows();
         let digits = self.elements.digits();
         let n4 = writer.number(self.frame.c4());

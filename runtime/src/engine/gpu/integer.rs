@@ -169,7 +169,9 @@ fn product(
         norm,
     };
     let k4 = sources.iter().map(|map| map.c4()).sum();
-    let shape = shape("int8 conv", op, geometry, frame, k4);
+    let kind =
+        if digits == 1 { "int8 conv".to_owned() } else { format!("int8 conv by {digits} digits") };
+    let shape = shape(&kind, op, geometry, frame, k4);
     let extent = Extent { pixels: frame.pixels(), n4, k4, bytes: true, normed };
     let choice = match digits {
         1 => Choice::product(shape, context.abilities, extent, true),

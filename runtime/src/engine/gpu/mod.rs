@@ -49,7 +49,7 @@ use self::resident::{Resident, SLOTS};
 use self::tune::Choices;
 use self::worker::Desk;
 use super::{
-    DevicePeak, DeviceShares, Engine, OperatorTime, Options, Session, expect_bytes, fused,
+    DevicePeak, DeviceShares, Engine, OperatorTime, Options, Session, Tune, expect_bytes, fused,
 };
 use crate::bench::engine::median;
 use crate::model::typed::{guarded, typed};
@@ -121,20 +121,34 @@ fn open_on(
         tracing::warn!("adapter {name} has no cooperative matrices of {kind}: it does without");
     }
     let software = device.about.is_software();
-    // A program that plays a device gains nothing from batches, and its times say nothing.
+    // A program that plays a device gains nothing from batches.
     let batch = if software { 1 } else { BATCH };
-    let choices = if options.tune && !software {
-        let directory = tune::directory();
-        tune::choices(&device, &graph, abilities, batch, directory.as_deref()).map_err(failure)?
-    } else {
-        Choices::default()
+    let tune = match options.tune {
+        Tune::Never => false,
+        Tune::Hardware => !software,
+        Tune::Always => true,
     };
-    let program = Program::new(graph, abilities, &choices).map_err(|why| {
-        Error::model(
-            model.path(),
-            format!("the {NAME} engine cannot run it: {why}; use --engine cpu"),
-        )
-    })?;
+    let lower = |graph, choices: &Choices| {
+        Program::new(graph, abilities, choices).map_err(|why| {
+            Error::model(
+                model.path(),
+                format!("the {NAME} engine cannot run it: {why}; use --engine cpu"),
+            )
+        })
+    };
+    let program = if tune {
+        let directory = tune::directory();
+        let directory = directory.as_deref();
+        let kept = tune::kept(&device, abilities, directory);
+        let program = lower(graph.clone(), &kept)?;
+        let measured = tune::measured(&device, &graph, &program, batch, kept, directory);
+        match measured.map_err(failure)? {
+            Some(choices) => lower(graph, &choices)?,
+            None => program,
+        }
+    } else {
+        lower(graph, &Choices::default())?
+    };
     if program.image[0] != input.iter().product::<usize>()
         || [program.output.pixels(), program.output.channels] != [1, genes]
     {

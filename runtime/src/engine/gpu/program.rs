@@ -40,8 +40,8 @@ pub(super) struct Program {
     pub(super) image: [usize; 2],
     /// Where the predictions lie.
     pub(super) output: Map,
-    /// Maps are float16.
-    pub(super) half: bool,
+    /// What its shaders use.
+    pub(super) abilities: Abilities,
     /// The operators, in the order of the list.
     pub(super) ops: Vec<About>,
 }
@@ -130,7 +130,7 @@ impl Program {
             words,
             image,
             output: maps[output],
-            half: abilities.half,
+            abilities,
             ops: vec![],
         };
         let mut known = HashMap::new();
@@ -166,7 +166,7 @@ impl Program {
         if source == next {
             self.sources.push(kernel.source);
         }
-        let weights = match (kernel.weights, self.half) {
+        let weights = match (kernel.weights, self.abilities.half) {
             (Weights::Reals(values), false) => {
                 append(&mut self.constants, values.iter().map(|value| value.to_le_bytes()))
             }
@@ -187,7 +187,7 @@ impl Program {
 
     /// Bytes of one tile's maps of reals.
     pub(super) fn arena_bytes(&self) -> usize {
-        self.arena * if self.half { 8 } else { 16 }
+        self.arena * if self.abilities.half { 8 } else { 16 }
     }
 
     /// All operators in words.

@@ -207,7 +207,7 @@ impl Context<'_> {
             let kernel = writer.finish("attention", template, &holes, Weights::default(), groups);
             return Ok(Kernel { choice: Some(choice), ..kernel });
         }
-        let each = |line: &dyn Fn(usize) -> String| (0..d4).map(line).collect::<String>();
+        let each = |line: &dyn Fn(usize) -> String| lines(d4, line);
         let norm = match attention.norm {
             None => "1.0".to_owned(),
             Some(epsilon) => {

@@ -333,7 +333,7 @@ impl Resident {
         let pixels = bytes.chunks_exact(bytes.len() / output.pixels());
         let mut values = Vec::with_capacity(output.pixels() * output.channels);
         for pixel in pixels {
-            if self.program.half {
+            if self.program.abilities.half {
                 let halves = pixel.chunks_exact(2).take(output.channels);
                 values.extend(halves.map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()));
             } else {
@@ -383,7 +383,7 @@ struct Parts {
 }
 
 fn result_bytes(program: &Program) -> usize {
-    program.output.pixels() * program.output.c4() * if program.half { 8 } else { 16 }
+    program.output.pixels() * program.output.c4() * if program.abilities.half { 8 } else { 16 }
 }
 
 pub(super) fn pipeline(

@@ -30,13 +30,12 @@ pub(super) struct Abilities {
     pub(super) matrices: Option<Matrices>,
 }
 
-/// Cooperative matrices of an adapter: a subgroup multiplies two and adds to a third, of float32.
+/// Cooperative matrices of an adapter: a subgroup multiplies two in the type of the maps and adds to a third of
+/// float32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Matrices {
     /// Rows and columns.
     pub(super) side: usize,
-    /// What is multiplied is float16, otherwise float32.
-    pub(super) half: bool,
     /// Threads of a subgroup.
     pub(super) subgroup: usize,
 }

@@ -68,7 +68,7 @@ impl Choice {
     ) -> Self {
         let matrices = abilities.matrices.filter(|matrices| extent.fits(*matrices));
         let tilings = match matrices {
-            Some(matrices) => extent.cooperative(matrices),
+            Some(matrices) => extent.cooperative(matrices, abilities.half),
             None if abilities.shared => extent.shared(abilities.half, direct),
             None => [4, 2, 8].map(|pixels| Tiling::Direct { pixels }).to_vec(),
         };
@@ -177,7 +177,7 @@ impl Extent {
     }
 
     /// Tiles of cooperative matrices.
-    fn cooperative(self, of: Matrices) -> Vec<Tiling> {
+    fn cooperative(self, of: Matrices, half: bool) -> Vec<Tiling> {
         let step = of.side / 4;
         // 64 pixels by 32 channels, then others.
         let usual = [2, 1].map(|matrices| matrices * 16 / of.side);
@@ -187,7 +187,7 @@ impl Extent {
                 for depth in [step.max(4), 2 * step.max(4)] {
                     let rows = subgroups[0] * matrices[0] * of.side;
                     let columns = subgroups[1] * matrices[1] * of.side;
-                    let scalar = if of.half { 2 } else { 4 };
+                    let scalar = if half { 2 } else { 4 };
                     let bytes = 4 * depth * (rows + columns) * scalar + 4 * rows * columns;
                     let tiling = Tiling::Cooperative { subgroups, matrices, depth };
                     if bytes <= SHARED_BY_MATRICES && !tilings.contains(&tiling) {
@@ -234,7 +234,7 @@ mod tests {
             let is_shared = matches!(choice.tilings[0], Tiling::Shared { .. });
             assert_eq!(is_shared, shared);
         }
-        let matrices = Some(Matrices { side: 16, half: true, subgroup: 32 });
+        let matrices = Some(Matrices { side: 16, subgroup: 32 });
         let abilities = Abilities { shared: true, half: true, matrices, ..Abilities::default() };
         let choice = Choice::product(shape(), abilities, LIKELY, true);
         assert!(choice.tilings.iter().all(|t| matches!(t, Tiling::Cooperative { .. })));

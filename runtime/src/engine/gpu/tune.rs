@@ -37,27 +37,28 @@ struct Kept {
     choices: Choices,
 }
 
-/// The tilings for `graph`: those kept in `directory`, and for other shapes the fastest on `device`,
-/// which are then kept too. Where nothing can be measured, none: the usual ones are used.
+/// The tilings that are kept in `directory` for `device`.
+pub(super) fn kept(device: &Device, abilities: Abilities, directory: Option<&Path>) -> Choices {
+    let path = directory.map(|directory| directory.join(name(device, abilities)));
+    path.and_then(|path| read(&path, device, abilities)).unwrap_or_default()
+}
+
+/// The tilings for `graph`, which is `program` with those `kept` so far: for shapes that are not among them the fastest
+/// on the device, which are then kept in `directory` too. None where none is missing, or nothing can be measured.
 ///
 /// # Errors
 /// When the device fails.
-pub(super) fn choices(
+pub(super) fn measured(
     device: &Arc<Device>,
     graph: &FusedGraph,
-    abilities: Abilities,
+    program: &Program,
     batch: usize,
+    mut kept: Choices,
     directory: Option<&Path>,
-) -> Result<Choices, String> {
-    if !device.about.timestamps {
-        return Ok(Choices::default());
-    }
-    let path = directory.map(|directory| directory.join(name(device, abilities)));
-    let mut kept =
-        path.as_deref().and_then(|path| read(path, device, abilities)).unwrap_or_default();
-    let usual = Program::new(graph.clone(), abilities, &kept)?;
+) -> Result<Option<Choices>, String> {
+    let abilities = program.abilities;
     // What is kept may be of another version's tilings.
-    let missing: BTreeMap<String, Vec<Tiling>> = usual
+    let missing: BTreeMap<String, Vec<Tiling>> = program
         .ops
         .iter()
         .filter_map(|op| op.choice.clone())
@@ -67,13 +68,13 @@ pub(super) fn choices(
         })
         .map(|choice| (choice.shape, choice.tilings))
         .collect();
-    if missing.is_empty() {
-        return Ok(kept);
+    if missing.is_empty() || !device.about.timestamps {
+        return Ok(None);
     }
     let tilings: usize = missing.values().map(Vec::len).sum();
     let name = &device.about.name;
     tracing::info!("{name}: measuring {tilings} tilings of {} shapes, once", missing.len());
-    let image = vec![127; usual.image[0]];
+    let image = vec![127; program.image[0]];
     let mut best: BTreeMap<&str, (f64, Tiling)> = BTreeMap::new();
     // Most shaders are the same from trial to trial.
     let mut compiled = Compiled::new();
@@ -86,7 +87,7 @@ pub(super) fn choices(
         let program = Arc::new(Program::new(graph.clone(), abilities, &choices)?);
         let resident =
             Resident::sharing(Arc::clone(device), Arc::clone(&program), batch, &mut compiled)?;
-        let Some(times) = resident.times(&image, REPETITIONS)? else { return Ok(kept) };
+        let Some(times) = resident.times(&image, REPETITIONS)? else { return Ok(None) };
         let mut sums: BTreeMap<&str, (f64, Tiling)> = BTreeMap::new();
         for (dispatch, time) in program.dispatches.iter().zip(times) {
             if let Some(choice) = &program.ops[dispatch.op].choice
@@ -104,12 +105,12 @@ pub(super) fn choices(
         }
     }
     kept.extend(best.into_iter().map(|(shape, (_, tiling))| (shape.to_owned(), tiling)));
-    if let Some(path) = &path
-        && let Err(problem) = write(path, device, abilities, &kept)
+    if let Some(path) = directory.map(|directory| directory.join(self::name(device, abilities)))
+        && let Err(problem) = write(&path, device, abilities, &kept)
     {
         tracing::debug!("{}: the measured tile shapes are not kept: {problem}", path.display());
     }
-    Ok(kept)
+    Ok(Some(kept))
 }
 
 /// The user's cache directory for this program, where the system tells.
